@@ -1,0 +1,98 @@
+"""The workloads in culux, through its public interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import culux
+from bench.harness import Body, Results
+from bench.problems import MLP
+from culux import BatchNorm, Chain, Dense, Layer, Tree, relu
+from culux.losses import CrossEntropyLoss
+from culux.optim import Adam
+from culux.training import TrainState, compute_gradients, fit, single_train_step
+
+SEED = 0
+
+
+def network(problem: MLP) -> Layer:
+    """The layers of an `MLP`."""
+    layers: list[Layer] = []
+    for fan_in, width in zip(problem.widths, problem.widths[1:], strict=False):
+        layers += [Dense(fan_in, width), BatchNorm(width, relu)]
+    return Chain(*layers[:-1])
+
+
+def train_state(problem: MLP) -> TrainState:
+    """The network with the problem's initial values."""
+    model = network(problem)
+    ps, st = culux.setup(SEED, model)
+    ps = culux.tree.unflatten(culux.tree.structure(ps), problem.parameters())
+    return TrainState(model, ps, st, Adam(problem.learning_rate))
+
+
+class Training:
+    """Steps of training on one batch, each from where the last one ended."""
+
+    def __init__(self, problem: MLP) -> None:
+        self.state = train_state(problem)
+        self.batch = problem.data()
+        self.objective = CrossEntropyLoss()
+
+    def forward(self) -> Any:
+        """The logits, in training mode."""
+        ts = self.state
+        return ts.layer(self.batch[0], ts.parameters, ts.states)[0]
+
+    def gradients(self) -> tuple[Tree, Any]:
+        """The gradients and the loss."""
+        gradients, loss, _, self.state = compute_gradients(self.objective, self.batch, self.state)
+        return gradients, loss
+
+    def step(self) -> Any:
+        """The loss before the step."""
+        loss, _, self.state = single_train_step(self.objective, self.batch, self.state)
+        return loss
+
+
+def mlp_body(problem: MLP, part: str) -> Body:
+    """The `forward` pass, the `gradients` or the full `step` of an MLP on one batch."""
+    training = Training(problem)
+
+    def result() -> Results:
+        if part == "forward":
+            return {"logits": [training.forward()]}
+        gradients, loss = training.gradients()
+        losses = [training.step() for _ in range(3)] if part == "step" else [loss]
+        return {"losses": losses, "gradients": culux.tree.leaves(gradients)}
+
+    return Body(getattr(training, part), result)
+
+
+def orders(rows: int, batch: int, epochs: int) -> list[list[np.ndarray]]:
+    """The indices of each batch of each epoch, as `digits_body` draws them."""
+    batches = culux.data.batches(np.arange(rows), batch, rng=SEED)
+    return [list(batches) for _ in range(epochs)]
+
+
+def digits_body(problem: MLP, data: tuple[np.ndarray, ...], epochs: int) -> Body:
+    """A whole training by `fit` from the same start each time; returns the test accuracy."""
+    x, labels, test_x, test_labels = data
+    objective = CrossEntropyLoss()
+
+    def run() -> float:
+        batches = culux.data.batches((x, labels), problem.batch, rng=SEED)
+        ts, _ = fit(objective, batches, train_state(problem), epochs=epochs, progress=False)
+        logits, _ = ts.layer(test_x, ts.parameters, culux.test_mode(ts.states))
+        return float((logits.argmax(1) == test_labels).mean())
+
+    def result() -> Results:
+        ts, losses = train_state(problem), []
+        for batch in list(culux.data.batches((x, labels), problem.batch, rng=SEED))[:3]:
+            loss, _, ts = single_train_step(objective, batch, ts)
+            losses.append(loss)
+        return {"losses": losses}
+
+    return Body(run, result)

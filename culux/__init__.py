@@ -1,0 +1,96 @@
+"""culux: layers, gradients and training on plain NumPy and CuPy arrays, in Lux's explicit style.
+
+A layer describes an architecture and holds no array: ``ps, st = setup(rng, model)`` makes parameters and
+states, ``y, st = model(x, ps, st)`` is pure, ``gradient(lambda ps: loss(model, ps), ps)`` is a tree like `ps`.
+"""
+
+from culux import backends as backends
+from culux import data as data
+from culux import errors as errors
+from culux import init as init
+from culux import interop as interop
+from culux import losses as losses
+from culux import nn as nn
+from culux import numpy as numpy
+from culux import optim as optim
+from culux import random as random
+from culux import serialization as serialization
+from culux import training as training
+from culux import tree as tree
+from culux.autodiff import custom_gradient as custom_gradient
+from culux.autodiff import grad as grad
+from culux.autodiff import gradient as gradient
+from culux.autodiff import primitive as primitive
+from culux.autodiff import stop_gradient as stop_gradient
+from culux.autodiff import value_and_grad as value_and_grad
+from culux.autodiff import value_and_gradient as value_and_gradient
+from culux.autodiff import vjp as vjp
+from culux.backends import Array as Array
+from culux.backends import array_namespace as array_namespace
+from culux.core import ContainerLayer as ContainerLayer
+from culux.core import Layer as Layer
+from culux.core import StatefulLayer as StatefulLayer
+from culux.core import WrapperLayer as WrapperLayer
+from culux.core import apply as apply
+from culux.core import functor as functor
+from culux.core import initial_parameters as initial_parameters
+from culux.core import initial_states as initial_states
+from culux.core import output_shape as output_shape
+from culux.core import parameter_length as parameter_length
+from culux.core import setup as setup
+from culux.core import state_length as state_length
+from culux.core import stateless_apply as stateless_apply
+from culux.core import test_mode as test_mode
+from culux.core import train_mode as train_mode
+from culux.core import update_state as update_state
+from culux.devices import Device as Device
+from culux.devices import DeviceIterator as DeviceIterator
+from culux.devices import cpu_device as cpu_device
+from culux.devices import device as device
+from culux.devices import get_device as get_device
+from culux.devices import gpu_device as gpu_device
+from culux.devices import synchronize as synchronize
+from culux.devices import to_numpy as to_numpy
+from culux.interop import transform as transform
+from culux.layers import BatchNorm as BatchNorm
+from culux.layers import BranchLayer as BranchLayer
+from culux.layers import Chain as Chain
+from culux.layers import Dense as Dense
+from culux.layers import Dropout as Dropout
+from culux.layers import FlattenLayer as FlattenLayer
+from culux.layers import LayerNorm as LayerNorm
+from culux.layers import NoOpLayer as NoOpLayer
+from culux.layers import Parallel as Parallel
+from culux.layers import ReshapeLayer as ReshapeLayer
+from culux.layers import Scale as Scale
+from culux.layers import SelectDim as SelectDim
+from culux.layers import SkipConnection as SkipConnection
+from culux.layers import WrappedFunction as WrappedFunction
+from culux.nn import celu as celu
+from culux.nn import elu as elu
+from culux.nn import gelu as gelu
+from culux.nn import gelu_erf as gelu_erf
+from culux.nn import hardsigmoid as hardsigmoid
+from culux.nn import hardswish as hardswish
+from culux.nn import hardtanh as hardtanh
+from culux.nn import identity as identity
+from culux.nn import leakyrelu as leakyrelu
+from culux.nn import lisht as lisht
+from culux.nn import logcosh as logcosh
+from culux.nn import logsigmoid as logsigmoid
+from culux.nn import mish as mish
+from culux.nn import relu as relu
+from culux.nn import relu6 as relu6
+from culux.nn import selu as selu
+from culux.nn import sigmoid as sigmoid
+from culux.nn import softplus as softplus
+from culux.nn import softshrink as softshrink
+from culux.nn import softsign as softsign
+from culux.nn import swish as swish
+from culux.nn import tanh as tanh
+from culux.nn import tanhshrink as tanhshrink
+from culux.nn import trelu as trelu
+from culux.optim import destructure as destructure
+from culux.tree import Tree as Tree
+
+__version__ = "0.1.0"

@@ -1,0 +1,187 @@
+"""Normalisation over the batch and over features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY
+from typing import Any
+
+import numpy as np
+
+from culux import nn
+from culux.core import Layer
+from culux.errors import LayerError, ShapeError, describe
+from culux.layers.checks import (
+    as_shape,
+    check_activation,
+    check_axis,
+    check_length,
+    check_parameter,
+    check_probability,
+    check_trailing,
+    shape_of,
+)
+from culux.nn.activation import ActivationLike
+from culux.nn.activations import identity
+from culux.tree import Tree, trusted
+
+__all__ = ["BatchNorm", "LayerNorm"]
+
+
+class BatchNorm(Layer):
+    """Normalisation over the batch: ``y = activation(scale * (x - mean) / sqrt(var + epsilon) + bias)``.
+
+    In training, mean and biased variance of each channel are those of the batch, and the running ones move:
+    ``running = (1 - momentum) * running + momentum * batch``, the variance unbiased. In test mode the running
+    ones are used. Ioffe and Szegedy, "Batch normalization", 2015; defaults and statistics as torch has them.
+
+    Args:
+        channels: the length of axis 1.
+        activation: a function of one array.
+        affine: whether there are scale and bias.
+        track_stats: whether there are running statistics; without, those of the batch are used in test mode too.
+        epsilon: what is added to the variance.
+        momentum: the share of the batch in the running statistics.
+
+    Inputs:
+        x: ``(batch, channels)`` or ``(batch, channels, *spatial)``.
+
+    Returns:
+        y of the shape of x, and the states; in test mode `st` as it was.
+
+    Parameters:
+        scale: ``(channels,)``, float32, ones, with `affine`.
+        bias: ``(channels,)``, float32, zeros, with `affine`.
+
+    States:
+        running_mean: ``(channels,)``, float32, zeros, with `track_stats`.
+        running_var: ``(channels,)``, float32, ones, with `track_stats`.
+        training: True; set by `culux.train_mode` and `culux.test_mode`.
+
+    Raises:
+        LayerError: for arguments that are none of these.
+        ShapeError: when called, for an `x` with other channels or, in training, one value per channel.
+    """
+
+    channels: int
+    activation: ActivationLike = identity
+    _: KW_ONLY
+    affine: bool = True
+    track_stats: bool = True
+    epsilon: float = 1e-5
+    momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_length("BatchNorm", "channels", self.channels)
+        _check_arguments(f"BatchNorm({self.channels}", self)
+        check_probability("BatchNorm", "momentum", self.momentum)
+
+    def initial_parameters(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        """Scale and bias."""
+        return _affine(self.affine, (self.channels,))
+
+    def initial_states(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        """The running statistics, and the mode."""
+        if not self.track_stats:
+            return {"training": True}
+        mean, var = np.zeros(self.channels, np.float32), np.ones(self.channels, np.float32)
+        return {"running_mean": mean, "running_var": var, "training": True}
+
+    def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The input's."""
+        check_axis(input_shape, 1, self.channels)
+        return input_shape
+
+    def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
+        """Normalise, and move the running statistics in training."""
+        check_axis(shape_of(x), 1, self.channels)
+        shape = (self.channels,)
+        training = bool(st["training"]) or not self.track_stats
+        scale = check_parameter(ps, "scale", shape) if self.affine else None
+        bias = check_parameter(ps, "bias", shape) if self.affine else None
+        mean = check_parameter(st, "running_mean", shape, "st") if self.track_stats else None
+        var = check_parameter(st, "running_var", shape, "st") if self.track_stats else None
+        if training and x.size == self.channels:
+            raise ShapeError(
+                f"expected more than one value per channel in training, got x of shape {tuple(x.shape)}; drop the last "
+                "batch where it has one sample, or use culux.test_mode(st)"
+            )
+        y, mean, var = nn.batchnorm(
+            x, scale, bias, mean, var, training=training, momentum=self.momentum, epsilon=self.epsilon,
+            activation=self.activation,
+        )  # fmt: skip
+        if not training or not self.track_stats:
+            return y, st
+        return y, trusted({**st, "running_mean": mean, "running_var": var})
+
+
+class LayerNorm(Layer):
+    """Normalisation of each sample: ``y = activation(scale * (x - mean) / sqrt(var + epsilon) + bias)``.
+
+    Mean and biased variance are taken over the trailing axes that `shape` names, in training and in test mode
+    alike. Ba, Kiros and Hinton, "Layer normalization", 2016.
+
+    Args:
+        shape: the lengths of the trailing axes; an int for one axis.
+        activation: a function of one array.
+        affine: whether there are scale and bias.
+        epsilon: what is added to the variance.
+
+    Inputs:
+        x: ``(..., *shape)``.
+
+    Returns:
+        y of the shape of x, and the states as they were.
+
+    Parameters:
+        scale: `shape`, float32, ones, with `affine`.
+        bias: `shape`, float32, zeros, with `affine`.
+
+    States:
+        None.
+
+    Raises:
+        LayerError: for arguments that are none of these.
+        ShapeError: when called, for an `x` with other trailing axes.
+    """
+
+    shape: int | tuple[int, ...]
+    activation: ActivationLike = identity
+    _: KW_ONLY
+    affine: bool = True
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        as_shape("LayerNorm", self.shape)
+        _check_arguments(f"LayerNorm({self.shape}", self)
+
+    def initial_parameters(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        """Scale and bias."""
+        return _affine(self.affine, as_shape("LayerNorm", self.shape))
+
+    def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The input's."""
+        check_trailing(input_shape, as_shape("LayerNorm", self.shape))
+        return input_shape
+
+    def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
+        """Normalise over the trailing axes."""
+        shape = (self.shape,) if isinstance(self.shape, int) else self.shape
+        check_trailing(shape_of(x), shape)
+        scale = check_parameter(ps, "scale", shape) if self.affine else None
+        bias = check_parameter(ps, "bias", shape) if self.affine else None
+        y = nn.layernorm(x, scale, bias, ndim=len(shape), epsilon=self.epsilon, activation=self.activation)
+        return y, st
+
+
+def _affine(affine: bool, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    return {"scale": np.ones(shape, np.float32), "bias": np.zeros(shape, np.float32)} if affine else {}
+
+
+def _check_arguments(call: str, layer: BatchNorm | LayerNorm) -> None:
+    """Check activation and epsilon; `call` is how the layer's call begins, for the message."""
+    name = type(layer).__name__
+    flag = f"scale and bias are switched by {call}, affine={{}})"
+    check_activation(name, layer.activation, flag=flag, number=f"epsilon is a keyword: {call}, epsilon={{}})")
+    if isinstance(layer.epsilon, bool) or not isinstance(layer.epsilon, int | float) or layer.epsilon < 0:
+        raise LayerError(f"{name}: expected epsilon to be a number >= 0, got {describe(layer.epsilon)}")

@@ -1,0 +1,245 @@
+"""`batchnorm`: batch normalisation with its activation, as one operation.
+
+NumPy's rules see (N, C, *spatial) as a matrix of N rows: sums over the rows are products with ones, and a
+channel's values are repeated along its part of a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from culux.autodiff import primitive
+from culux.autodiff.tracer import Pullback, plain
+from culux.backends import Array
+from culux.backends.registry import namespace_of
+from culux.errors import ShapeError
+from culux.nn.activation import Activation, ActivationLike, apply_activation, overwrite
+from culux.nn.activations import identity
+from culux.nn.fused import decompose, evaluate_by_rule, is_plain, narrow, require_float, widen
+
+__all__ = ["batchnorm"]
+
+
+def batchnorm(
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    epsilon: float = 1e-5,
+    activation: ActivationLike = identity,
+) -> tuple[Array, Array | None, Array | None]:
+    """``y = activation((x - mean) / sqrt(var + epsilon) * scale + bias)``, per channel.
+
+    In training, mean and var (the biased one) are those of the batch, and the running statistics move:
+    ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance. Else they are the
+    running statistics, or those of the batch where there are none. Statistics are taken in two passes, of
+    float16 and bfloat16 in float32. (Ioffe & Szegedy, "Batch normalization", 2015.)
+
+    Args:
+        x: (batch, channels, *spatial), float.
+        scale: (channels,) or None for 1.
+        bias: (channels,) or None for 0.
+        running_mean: (channels,) or None.
+        running_var: (channels,) or None.
+        training: whether the statistics are the batch's, and the running ones move.
+        momentum: the weight of the batch in the running statistics.
+        epsilon: added to the variance.
+        activation: a record of `culux.nn`, or any function of an array.
+
+    Returns:
+        y of the shape of `x`, and the running mean and variance after it, plain arrays.
+
+    Raises:
+        ShapeError: for shapes that do not fit, or one value per channel in training.
+        DTypeError: for an `x` that is no float array.
+    """
+    require_float("batchnorm", x)
+    _check_shapes(x, scale=scale, bias=bias, running_mean=running_mean, running_var=running_var)
+    static = {"epsilon": epsilon, "activation": activation}
+    if running_mean is not None and running_var is not None and not training:
+        mean, var = plain(running_mean), plain(running_var)
+        return _normalize(x, scale, bias, mean, var, **static), mean, var
+    count = math.prod(x.shape) // x.shape[1] if x.shape[1] else 0
+    if count <= 1:
+        raise ShapeError(
+            f"expected more than one value per channel when training, got x of shape {tuple(x.shape)}; "
+            "use a larger batch, or culux.test_mode(st)"
+        )
+    y, mean, var = _normalize_batch(x, scale, bias, **static)
+    if running_mean is None or running_var is None or not training:
+        return y, plain(running_mean), plain(running_var)
+    unbiased = momentum * count / (count - 1)
+    return (
+        y,
+        plain(running_mean) * (1 - momentum) + plain(mean) * momentum,
+        plain(running_var) * (1 - momentum) + plain(var) * unbiased,
+    )
+
+
+def _check_shapes(x: Array, **channelwise: Array | None) -> None:
+    if x.ndim < 2:
+        raise ShapeError(f"expected x of shape (batch, channels, *spatial), got {tuple(x.shape)}")
+    for name, array in channelwise.items():
+        if array is None:
+            continue
+        if array.ndim != 1:
+            raise ShapeError(f"expected {name} of shape (channels,), got {tuple(array.shape)}")
+        if array.shape[0] != x.shape[1]:
+            raise ShapeError(
+                f"expected x.shape[1] == {array.shape[0]}, got {x.shape[1]} (x has shape {tuple(x.shape)})"
+            )
+
+
+def _along_channels(v: Array, ndim: int) -> Array:
+    """A value per channel in the shape that broadcasts over (N, C, *spatial)."""
+    return namespace_of(v).reshape(v, (1, -1) + (1,) * (ndim - 2))
+
+
+def _affine(x: Array, xhat: Array, scale: Array | None, bias: Array | None, activation: ActivationLike) -> Array:
+    """The last part of both portable forms, in the dtype of a half-precision `x`."""
+    y = xhat if scale is None else xhat * _along_channels(widen(scale), x.ndim)
+    y = y if bias is None else y + _along_channels(widen(bias), x.ndim)
+    return narrow(apply_activation(activation, y), x)
+
+
+@primitive(composite=True)
+def _normalize_batch(
+    x: Array, scale: Array | None, bias: Array | None, *, epsilon: float, activation: ActivationLike
+) -> tuple[Array, Array, Array]:
+    """``(y, mean, var)`` by the statistics of the batch; the portable form."""
+    wide = widen(x)
+    xp = namespace_of(wide)
+    axes = (0, *range(2, x.ndim))
+    first = xp.mean(wide, axis=axes, keepdims=True)
+    # The mean of large numbers is off by rounding; that of the differences is not.
+    rest = xp.mean(wide - first, axis=axes, keepdims=True)
+    mean = first + rest
+    centred = wide - first - rest
+    var = xp.mean(centred * centred, axis=axes, keepdims=True)
+    y = _affine(x, centred / xp.sqrt(var + epsilon), scale, bias, activation)
+    return y, xp.reshape(mean, (-1,)), xp.reshape(var, (-1,))
+
+
+@_normalize_batch.rule
+def _(
+    needs: tuple[bool, ...],
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    *,
+    epsilon: float,
+    activation: ActivationLike,
+) -> tuple[tuple[Array, Array, Array], Pullback]:
+    static = {"epsilon": epsilon, "activation": activation}
+    if not (isinstance(activation, Activation) and is_plain(x, scale, bias)):
+        return decompose(_normalize_batch, needs, (x, scale, bias), static)
+    rows, count = x.reshape(len(x), -1), x.size // x.shape[1]
+    repeats = rows.shape[1] // x.shape[1]
+    sums = _channel_sums(rows, repeats)
+    mean = sums(rows) / count
+    centred = rows - _spread(mean, repeats)
+    # What rounding left of the mean: as in the portable form, without another pass.
+    rest = sums(centred) / count
+    y = np.multiply(centred, centred)
+    var = np.maximum(sums(y) / count - rest * rest, 0)
+    inverse = 1 / np.sqrt(var + epsilon)
+    factor = inverse if scale is None else inverse * scale
+    shift = -rest * factor if bias is None else bias - rest * factor
+    np.multiply(centred, _spread(factor, repeats), out=y)
+    y += _spread(shift, repeats)
+    y, kept_z, kept_y = overwrite(activation, y)
+
+    def pullback(cotangents: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+        dy = cotangents[0]
+        if type(dy) is not np.ndarray or cotangents[1] is not None or cotangents[2] is not None:
+            return decompose(_normalize_batch, needs, (x, scale, bias), static)[1](cotangents)
+        dz = activation.backward(dy.reshape(rows.shape), kept_z, kept_y)
+        product = dz * centred
+        total = sums(dz)
+        along = (sums(product) - rest * total) * inverse
+        dx = None
+        if needs[0]:  # dx = factor * (dz - total / count - xhat * along / count)
+            slope = factor * inverse * along / count
+            np.multiply(centred, _spread(slope, repeats), out=product)
+            product += _spread(factor * total / count - slope * rest, repeats)
+            dx = np.multiply(dz, _spread(factor, repeats), out=None if activation.saves is None else dz)
+            dx -= product
+            dx = dx.reshape(x.shape)
+        return dx, along if needs[1] else None, total if needs[2] else None
+
+    return (y.reshape(x.shape), mean + rest, var), pullback
+
+
+@primitive(composite=True)
+def _normalize(
+    x: Array, scale: Array | None, bias: Array | None, mean: Array, var: Array, *, epsilon: float,
+    activation: ActivationLike,
+) -> Array:  # fmt: skip
+    """``y`` by given statistics; the portable form."""
+    wide = widen(x)
+    inverse = 1 / namespace_of(var).sqrt(widen(var) + epsilon)
+    xhat = (wide - _along_channels(widen(mean), x.ndim)) * _along_channels(inverse, x.ndim)
+    return _affine(x, xhat, scale, bias, activation)
+
+
+@_normalize.rule
+def _(
+    needs: tuple[bool, ...], x: Array, scale: Array | None, bias: Array | None, mean: Array, var: Array,
+    *, epsilon: float, activation: ActivationLike,
+) -> tuple[Array, Pullback]:  # fmt: skip
+    static = {"epsilon": epsilon, "activation": activation}
+    if not (isinstance(activation, Activation) and is_plain(x, scale, bias, mean, var)):
+        return decompose(_normalize, needs, (x, scale, bias, mean, var), static)
+    rows = x.reshape(len(x), -1)
+    repeats = rows.shape[1] // x.shape[1]
+    sums = _channel_sums(rows, repeats)
+    inverse = 1 / np.sqrt(var + epsilon)
+    factor = inverse if scale is None else inverse * scale
+    centred = rows - _spread(mean, repeats)
+    # The scale's cotangent reads the centred values; without it they are overwritten.
+    y = np.multiply(centred, _spread(factor, repeats), out=None if needs[1] else centred)
+    if bias is not None:
+        y += _spread(bias, repeats)
+    y, kept_z, kept_y = overwrite(activation, y)
+
+    def pullback(dy: Any) -> tuple[Any, ...]:
+        if type(dy) is not np.ndarray:
+            return decompose(_normalize, needs, (x, scale, bias, mean, var), static)[1](dy)
+        dz = activation.backward(dy.reshape(rows.shape), kept_z, kept_y)
+        return (
+            (dz * _spread(factor, repeats)).reshape(x.shape) if needs[0] else None,
+            sums(dz * centred) * inverse if needs[1] else None,
+            sums(dz) if needs[2] else None,
+            None,  # the running statistics are constants
+            None,
+        )
+
+    return y.reshape(x.shape), pullback
+
+
+evaluate_by_rule(_normalize_batch, "numpy")
+evaluate_by_rule(_normalize, "numpy")
+
+
+def _channel_sums(rows: np.ndarray, repeats: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The sum per channel of matrices like `rows`, whose columns are `repeats` values of each channel.
+
+    A product with ones takes a third of the time of ``sum(0)``.
+    """
+    ones = np.ones(len(rows), rows.dtype)
+    if repeats == 1:
+        return ones.__matmul__
+    return lambda matrix: (ones @ matrix).reshape(-1, repeats).sum(1)
+
+
+def _spread(v: np.ndarray, repeats: int) -> np.ndarray:
+    """A value per channel as a value per column."""
+    return v if repeats == 1 else np.repeat(v, repeats)

@@ -1,0 +1,89 @@
+"""What the fused operations share: their portable form as a rule, and float32 for half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from culux.autodiff import Primitive, vjp
+from culux.autodiff.tracer import Pullback
+from culux.backends import Array, is_float_array
+from culux.backends.registry import namespace_of
+from culux.errors import DTypeError, describe
+from culux.numpy.broadcasting import is_half
+
+__all__ = ["column_sum", "decompose", "evaluate_by_rule", "is_plain", "narrow", "require_float", "widen"]
+
+
+def decompose(
+    operation: Primitive, needs: tuple[bool, ...], args: tuple[Any, ...], static: Mapping[str, Any]
+) -> tuple[Any, Pullback]:
+    """The value and pullback of a composite operation, by differentiating its portable form.
+
+    It is the rule where there is no faster one (other libraries, mixed dtypes, a user's function as the
+    activation), and the pullback for a traced cotangent, which no BLAS takes.
+    """
+    portable = operation.operation.portable
+    if not any(needs):
+        return portable(*args, **static), lambda dy: (None,) * len(args)
+
+    def of_wanted(*values: Any) -> Any:
+        wanted = iter(values)
+        return portable(*[next(wanted) if need else a for a, need in zip(args, needs, strict=True)], **static)
+
+    y, back = vjp(of_wanted, *[a for a, need in zip(args, needs, strict=True) if need])
+
+    def pullback(dy: Any) -> tuple[Any, ...]:
+        if type(y) is tuple:
+            dy = tuple([namespace_of(v).zeros_like(v) if d is None else d for v, d in zip(y, dy, strict=True)])
+        found = iter(back(dy))
+        return tuple([next(found) if need else None for need in needs])
+
+    return y, pullback
+
+
+def evaluate_by_rule(operation: Primitive, *backends: str) -> None:
+    """Let the arrays of these backends take the rule of an operation also where nothing is differentiated."""
+
+    def evaluate(*args: Any, **static: Any) -> Any:
+        rule: Any = operation.operation.vjp_rule
+        return rule((False,) * len(args), *args, **static)[0]
+
+    for backend in backends:
+        operation.implementation(backend)(evaluate)
+
+
+def is_plain(*arrays: Any) -> bool:
+    """Whether all (None aside) are NumPy arrays of one dtype, float32 or float64: what BLAS and ``out=`` take."""
+    dtype = arrays[0].dtype
+    if dtype != np.float32 and dtype != np.float64:
+        return False
+    return all(a is None or (type(a) is np.ndarray and a.dtype == dtype) for a in arrays)
+
+
+def widen(x: Any) -> Any:
+    """`x` in float32 where it is float16 or bfloat16; sums of many such numbers need it."""
+    return x.astype(np.float32) if is_half(x) else x
+
+
+def narrow(y: Array, like: Array) -> Array:
+    """`y` in the dtype of `like` where that is float16 or bfloat16: the way back from `widen`."""
+    return y.astype(like.dtype) if is_half(like) else y
+
+
+def column_sum(rows: np.ndarray) -> np.ndarray:
+    """The sum over the rows of a NumPy matrix; a product with ones takes a third of ``sum(0)``'s time."""
+    total: np.ndarray = np.ones(len(rows), rows.dtype) @ rows
+    return total
+
+
+def require_float(function: str, x: Any) -> None:
+    """Raise a `DTypeError` where `x` is no float array, traced or plain."""
+    if type(x) is not np.ndarray or x.dtype.kind != "f":
+        plain = x
+        while hasattr(plain, "__culux_value__"):
+            plain = plain.__culux_value__
+        if not is_float_array(plain) and not isinstance(plain, np.floating):
+            raise DTypeError(f"{function}: expected x to be a float array, got {describe(x)}; x.astype('float32')")

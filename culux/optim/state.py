@@ -1,0 +1,321 @@
+"""The optimiser's state, and what moves it on: `setup`, `update`, `adjust`, `freeze`, `thaw`.
+
+The state owns flat buffers with the moments. `update` gathers gradients and parameters into flat buffers of
+its own, runs the rule there, and returns parameters that are views of a fresh buffer. It remembers these
+views: where they come back, the parameters need no gathering.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from culux.backends import Array
+from culux.backends.registry import is_mixed, mixed_message, namespace_of
+from culux.errors import DeviceError, LayerError, ShapeError, check_keywords, describe
+from culux.optim.buffers import Pool
+from culux.optim.combinators import check_patterns, require_match
+from culux.optim.flat import Layout, collect, gather, layout_of, mismatch, rebuild, views
+from culux.optim.program import Program, program_of, run
+from culux.optim.rules import Rule
+from culux.tree import Tree
+
+__all__ = ["OptimizerState", "adjust", "freeze", "own", "setup", "thaw", "update", "update_in_place"]
+
+FORM = "opt, ps = culux.optim.update(opt, ps, grads)"
+
+
+class _Known(NamedTuple):
+    """Parameters seen before: the arrays of the segments, and the flat buffers that they are views of."""
+
+    arrays: list[Array]
+    buffers: list[Array] | None
+
+
+class OptimizerState:
+    """What an optimiser carries from step to step; made by `setup`, moved on by `update`.
+
+    A tree node: its leaves are the step, how many steps each parameter sat out, and the moments in flat
+    buffers, ``moments.float32.0`` and so on. It is saved, loaded and moved to a device like any tree.
+    """
+
+    __slots__ = ("_known", "_pool", "_program", "frozen", "layout", "moments", "rule", "skipped", "step")
+
+    def __init__(
+        self,
+        rule: Rule,
+        layout: Layout,
+        frozen: frozenset[int],
+        step: int,
+        skipped: tuple[int, ...],
+        moments: Tree,
+        program: Program | None = None,
+        known: _Known | None = None,
+        pool: Pool | None = None,
+    ) -> None:
+        self.rule = rule
+        self.layout = layout
+        self.frozen = frozen
+        self.step = step
+        self.skipped = skipped
+        self.moments = moments
+        self._program = program or program_of(rule, layout)
+        self._known = known
+        self._pool = pool or Pool()
+
+    def __tree_flatten__(self) -> tuple[Mapping[str, Any], Any]:
+        """The step, the counts and the moments; the rule and the layout are static."""
+        children = {"step": self.step, "skipped": self.skipped, "moments": self.moments}
+        return children, (self.rule, self.layout, self.frozen)
+
+    @classmethod
+    def __tree_unflatten__(cls, static: Any, children: Mapping[str, Any]) -> OptimizerState:
+        """The state of such children; the parameters are gathered at its next update."""
+        return cls(*static, **children)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # without the known parameters: a copy's are others
+        children, static = self.__tree_flatten__()
+        return OptimizerState, (*static, *children.values())
+
+    def __repr__(self) -> str:
+        frozen = ", ".join(self.layout.segments[i].path for i in sorted(self.frozen))
+        return f"OptimizerState({self.rule!r}, step={self.step}" + (f", frozen: {frozen})" if frozen else ")")
+
+
+def setup(rule: Rule, ps: Any) -> OptimizerState:
+    """The state of an optimiser before its first step: moments of zero for every float array of `ps`.
+
+    Leaves that are one array (tied weights) are updated as one, by the sum of their gradients.
+
+    Args:
+        rule: an update rule, ``Adam(1e-3)``.
+        ps: a tree of parameters, or a functor; other leaves than float arrays are left alone.
+
+    Raises:
+        LayerError: for a `rule` that is none, or a model in the place of `ps`.
+        DTypeError: for a leaf that is a Python float or no kind of leaf that culux knows.
+        DeviceError: for parameters on several devices.
+        EntryError: for a pattern of `groups` that fits no parameter.
+    """
+    if not isinstance(rule, Rule):
+        hint = "; call it first" if isinstance(rule, type) and issubclass(rule, Rule) else ""
+        raise LayerError(
+            f"expected a rule such as Adam(1e-3), got {describe(rule)}{hint}; "
+            "opt = culux.optim.setup(culux.optim.Adam(1e-3), ps)"
+        )
+    layout, arrays = layout_of(rule, _parameters(ps))
+    check_patterns(rule, [segment.path for segment in layout.segments])
+    program = program_of(rule, layout)
+    xp = namespace_of(arrays[0] if arrays else None)
+    moments = {
+        part.dtype: tuple(xp.zeros(part.size, dtype=part.compute_dtype) for _ in range(program.moments))
+        for part in layout.parts
+    }
+    skipped = (0,) * len(layout.segments)
+    return OptimizerState(rule, layout, frozenset(), 0, skipped, Tree(moments), program, _Known(arrays, None))
+
+
+def update(opt_state: OptimizerState, ps: Any, grads: Any) -> tuple[OptimizerState, Any]:
+    """The state and the parameters after one step of the optimiser; nothing that is given is written to.
+
+    ``opt, ps = culux.optim.update(opt, ps, grads)``. A gradient of None leaves its parameter
+    alone: no decay, and its moments and its count stay. Gradients that are not finite are applied as they are.
+
+    Args:
+        opt_state: the state.
+        ps: the parameters.
+        grads: their gradient, a tree of the same structure.
+
+    Returns:
+        The next state and the next parameters, whose arrays are views of one flat buffer per dtype.
+
+    Raises:
+        LayerError: for arguments in another order.
+        ShapeError: for gradients of another structure or shape, with the paths.
+        DeviceError: for arrays on several devices.
+    """
+    return _update(opt_state, ps, grads, in_place=False)
+
+
+def update_in_place(opt_state: OptimizerState, ps: Any, grads: Any) -> tuple[OptimizerState, Any]:
+    """`update` that overwrites the moments of `opt_state`, and `ps` where it came from an update.
+
+    For loops that own both: what `own` or an earlier `update_in_place` returned, and nobody else holds.
+    """
+    return _update(opt_state, ps, grads, in_place=True)
+
+
+def own(opt_state: OptimizerState, ps: Any) -> tuple[OptimizerState, Any]:
+    """Copies of a state and its parameters that `update_in_place` may overwrite."""
+    state = _state(opt_state)
+    leaves, arrays = _leaves(state, _parameters(ps))
+    buffers = gather(state.layout, arrays, "ps", state._pool, compute=False)
+    new = views(state.layout, buffers)
+    moments = Tree({dtype: tuple(state._pool.copy(m) for m in held) for dtype, held in state.moments.items()})
+    return _replaced(state, moments=moments, _known=_Known(new, buffers)), _rebuilt(state, ps, leaves, new)
+
+
+def adjust(opt_state: OptimizerState, **hypers: Any) -> OptimizerState:
+    """The state with other hyper-parameters, ``adjust(opt, learning_rate=1e-4)``; its moments stay.
+
+    In a `chain` or `groups` every rule that has the hyper-parameter gets it.
+
+    Args:
+        opt_state: the state.
+        **hypers: the new values, numbers or schedules.
+
+    Raises:
+        LayerError: for a hyper-parameter that no rule of the state has, or a value out of its range.
+    """
+    state = _state(opt_state)
+    known = [field for part in state.rule.parts() for field in part.__dataclass_fields__]
+    check_keywords(f"adjust of {state.rule!r}", hypers, dict.fromkeys(known))
+    rule = state.rule.adjusted(hypers)
+    return _replaced(state, rule=rule, _program=program_of(rule, state.layout))
+
+
+def freeze(opt_state: OptimizerState, pattern: str) -> OptimizerState:
+    """The state in which no parameter that fits the pattern moves: as if its gradients were None.
+
+    Args:
+        opt_state: the state.
+        pattern: of paths, as in `culux.tree.select`: ``"layer_1.*"``, ``"*.bias"``.
+
+    Raises:
+        EntryError: where no parameter fits.
+    """
+    state = _state(opt_state)
+    return _replaced(state, frozen=state.frozen | _matched("freeze", state, pattern))
+
+
+def thaw(opt_state: OptimizerState, pattern: str) -> OptimizerState:
+    """The state in which the parameters that fit the pattern move again, from the moments that they had.
+
+    Args:
+        opt_state: the state.
+        pattern: of paths, as in `freeze`.
+
+    Raises:
+        EntryError: where no parameter fits.
+    """
+    state = _state(opt_state)
+    return _replaced(state, frozen=state.frozen - _matched("thaw", state, pattern))
+
+
+def _matched(owner: str, state: OptimizerState, pattern: str) -> frozenset[int]:
+    paths = [segment.path for segment in state.layout.segments]
+    found = set(require_match(owner, pattern, paths))
+    return frozenset(i for i, path in enumerate(paths) if path in found)
+
+
+def _replaced(state: OptimizerState, **entries: Any) -> OptimizerState:
+    """The state with some of its attributes replaced."""
+    new = OptimizerState.__new__(OptimizerState)
+    for name in OptimizerState.__slots__:
+        setattr(new, name, entries[name] if name in entries else getattr(state, name))
+    return new
+
+
+def _update(state: OptimizerState, ps: Any, grads: Any, *, in_place: bool) -> tuple[OptimizerState, Any]:
+    state = _state(state)
+    layout, known = state.layout, state._known
+    leaves, arrays = _leaves(state, _parameters(ps))
+    gradients = _gradients(state, grads)
+    same = known is not None and _same(arrays, known.arrays)
+    if known is not None and not same and arrays and _same(gradients, known.arrays):
+        raise LayerError(f"grads are the parameters and ps are not: they came in the wrong order; {FORM}")
+    if not layout.parts:
+        return _replaced(state, step=state.step + 1), ps
+    held = known.buffers if known is not None and same else None
+    if held is None:
+        xs = gather(layout, arrays, "ps", state._pool, compute=False)
+    else:
+        xs = held if in_place else [state._pool.copy(x) for x in held]
+    counts, skipped = _counts(state, gradients)
+    moments = state.moments
+    if not in_place:
+        moments = Tree({dtype: tuple(state._pool.copy(m) for m in buffers) for dtype, buffers in moments.items()})
+    if any(gradient is not None for gradient in gradients):
+        ds = gather(layout, gradients, "grads", state._pool, compute=True)
+        _check_place(xs[0], ds[0], state)
+        run(state._program, layout, state.step, counts, xs, ds, tuple(moments.values()))
+    if held is xs:
+        return _replaced(state, step=state.step + 1, skipped=skipped), ps
+    new = views(layout, xs)
+    state = _replaced(state, step=state.step + 1, skipped=skipped, moments=moments, _known=_Known(new, xs))
+    return state, _rebuilt(state, ps, leaves, new)
+
+
+def _same(arrays: list[Any], others: list[Any]) -> bool:
+    return len(arrays) == len(others) and all(map(operator.is_, arrays, others))
+
+
+def _counts(state: OptimizerState, gradients: list[Any]) -> tuple[list[int | None] | int, tuple[int, ...]]:
+    """How many updates every parameter has had, this one included, None where it sits out; and the next `skipped`."""
+    count, skipped = state.step + 1, state.skipped
+    for i in state.frozen:
+        gradients[i] = None
+    absent = [gradient is None for gradient in gradients]
+    if not any(absent):
+        return ([count - s for s in skipped], skipped) if any(skipped) else (count, skipped)
+    counts = [None if out else count - s for out, s in zip(absent, skipped, strict=True)]
+    return counts, tuple(s + out for out, s in zip(absent, skipped, strict=True))
+
+
+def _leaves(state: OptimizerState, ps: Any) -> tuple[list[Any], list[Array]]:
+    """All leaves of the parameters, and the arrays of the segments among them."""
+    layout, leaves = state.layout, list[Any]()
+    if not collect(layout.structure, ps, leaves):
+        raise mismatch(layout.structure, ps, "ps")
+    arrays = [leaves[i] for i in layout.owners]
+    for i, leaf in layout.ties:
+        if leaves[leaf] is not arrays[i]:
+            raise ShapeError(
+                f"{layout.segments[i].path} was one array with another parameter when optim.setup got it, and they "
+                "are two now; tie them again, or call optim.setup"
+            )
+    if any(array is None for array in arrays):
+        raise mismatch(layout.structure, ps, "ps")
+    return leaves, arrays
+
+
+def _gradients(state: OptimizerState, grads: Any) -> list[Any]:
+    """The gradients of the segments; those of tied leaves are added."""
+    layout, leaves = state.layout, list[Any]()
+    if not collect(layout.structure, grads, leaves):
+        raise mismatch(layout.structure, grads, "grads")
+    gradients = [leaves[i] for i in layout.owners]
+    for i, leaf in layout.ties:
+        both = [gradient for gradient in (gradients[i], leaves[leaf]) if gradient is not None]
+        gradients[i] = both[0] + both[1] if len(both) == 2 else (both or [None])[0]
+    return gradients
+
+
+def _rebuilt(state: OptimizerState, ps: Any, leaves: list[Any], arrays: list[Array]) -> Any:
+    """The parameters with new arrays, in the kind of object that they came in."""
+    for leaf, slot in enumerate(state.layout.slots):
+        if slot is not None:
+            leaves[leaf] = arrays[slot]
+    new = rebuild(state.layout.structure, leaves)
+    return ps.__culux_replace__(new) if hasattr(type(ps), "__culux_replace__") else new
+
+
+def _parameters(ps: Any) -> Any:
+    """The tree of trained arrays of a model that names them; anything else as it is."""
+    return ps.__culux_trainable__() if hasattr(type(ps), "__culux_trainable__") else ps
+
+
+def _check_place(x: Array, d: Array, state: OptimizerState) -> None:
+    names = ("ps", "grads", "the optimiser state")
+    values = [x, d, *[buffers[0] for buffers in state.moments.values() if buffers][:1]]
+    if any(type(value) is not np.ndarray for value in values) and is_mixed(values):
+        raise DeviceError(mixed_message(values, names) + "; the optimiser state too: opt = device(opt)")
+
+
+def _state(value: Any) -> OptimizerState:
+    if type(value) is OptimizerState:
+        return value
+    raise LayerError(f"expected an OptimizerState first, got {describe(value)}; {FORM}")

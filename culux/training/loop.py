@@ -1,0 +1,162 @@
+"""`fit`: epochs of training with validation, callbacks and checkpoints."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from culux import optim
+from culux.errors import LayerError, ShapeError, describe
+from culux.optim.state import own
+from culux.training.callbacks import Callback, named, states
+from culux.training.checkpoints import check_finite, check_losses, checkpoint_file, restore_run, save_run
+from culux.training.evaluation import Means, Metric, evaluate, no_batch, on_device, scalars
+from culux.training.history import History
+from culux.training.progress import Progress
+from culux.training.run import Run
+from culux.training.state import TrainState
+from culux.training.steps import Objective, compute_gradients
+from culux.tree import Tree
+
+__all__ = ["fit"]
+
+
+def fit(
+    objective: Objective,
+    batches: Iterable[Any],
+    ts: TrainState,
+    *,
+    epochs: int,
+    validation: Iterable[Any] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: str = "auto",
+    log_every: int = 50,
+    progress: bool = True,
+) -> tuple[TrainState, History]:
+    """The train state after some epochs of steps on batches, and the history.
+
+    With `checkpoint` each epoch ends with a file from which a killed run, started again with the same call,
+    continues as if it had not been killed: on the CPU bit for bit, if `batches` is a `culux.data.batches` or
+    gives the same in each epoch.
+
+    Args:
+        objective: ``objective(layer, ps, st, batch) -> (loss, st, stats)``.
+        batches: the training data, iterated once per epoch; batches on the host are moved to the model's device.
+        ts: the train state to begin with; it stays as it is, bit for bit.
+        epochs: how many epochs in all, those before a resumption included.
+        validation: batches to evaluate after each epoch, in test mode: the columns val_*.
+        metrics: functions ``metric(y_hat, y)`` by name, computed on `validation` (see `evaluate`).
+        callbacks: see `Callback`.
+        checkpoint: a file that ends in .safetensors, or a folder for ``latest.safetensors``.
+        resume: ``"auto"`` continues from `checkpoint` where it is there, ``"must"`` insists on it, ``"never"``
+            starts anew and replaces it.
+        log_every: after how many steps the losses are read from the device.
+        progress: show a table, and a bar on a terminal.
+
+    Returns:
+        The train state after the last epoch, and the history: one row per epoch.
+
+    Raises:
+        NonFiniteError: where a loss or the train state becomes NaN or infinite, with the step and the epoch; the
+            last checkpoint stays.
+        ShapeError: where an epoch has no batch.
+        CheckpointError: where the checkpoint cannot be read, does not fit `ts` or cannot be written.
+    """
+    _check(epochs, log_every, validation, metrics, callbacks)
+    callbacks = tuple(callbacks)
+    run = Run(ts, epochs)
+    file = None if checkpoint is None else checkpoint_file(checkpoint)
+    saved = {} if file is None else restore_run(file, resume, run, batches)
+    optimizer_state, ps = own(run.train_state.optimizer_state, run.train_state.parameters)
+    run.train_state = run.train_state.replace(parameters=ps, optimizer_state=optimizer_state)
+    for name, callback in named(callbacks).items():
+        callback.set_state(saved.get(name, {}))
+        callback.on_fit_start(run)
+    with Progress(epochs, _length(batches), progress) as shown:
+        if run.epoch:
+            shown.note(f"resumed from {file} after epoch {run.epoch}")
+        while run.epoch < epochs and not run.stopped:
+            started = time.perf_counter()
+            row = {"epoch": run.epoch + 1, **_train(objective, batches, run, callbacks, log_every, shown)}
+            if validation is not None:
+                found = evaluate(objective, validation, run.train_state, metrics)
+                row |= {f"val_{name}": value for name, value in found.items()}
+            row["seconds"] = time.perf_counter() - started
+            run.epoch, run.history = run.epoch + 1, History((*run.history.rows, Tree(row)))
+            shown.end_epoch(row)
+            try:
+                for callback in callbacks:
+                    callback.on_epoch_end(run)
+            finally:  # an exception from a callback loses no epoch
+                if file is not None:
+                    save_run(file, run, batches, states(callbacks))
+        if run.stopped:
+            shown.note(f"stopped after epoch {run.epoch}: {run.stopped}")
+    for callback in callbacks:
+        callback.on_fit_end(run)
+    return run.train_state, run.history
+
+
+def _train(
+    objective: Objective,
+    batches: Iterable[Any],
+    run: Run,
+    callbacks: Sequence[Callback],
+    log_every: int,
+    shown: Progress,
+) -> dict[str, Any]:
+    """One epoch of steps; what the history says of it."""
+    epoch = run.epoch + 1
+    means = Means()
+    shown.start_epoch(epoch)
+    for batch in on_device(batches, run.train_state):
+        grads, run.loss, stats, ts = compute_gradients(objective, batch, run.train_state)
+        optimizer_state, ps = optim.update_in_place(ts.optimizer_state, ts.parameters, grads)
+        run.train_state = ts.replace(parameters=ps, optimizer_state=optimizer_state, step=ts.step + 1)
+        means.add({"loss": run.loss, **scalars(stats)}, batch)
+        for callback in callbacks:
+            callback.on_step_end(run)
+        shown.step()
+        if means.count % log_every == 0:
+            losses = means.read()
+            check_losses(losses, run.train_state.step, epoch)
+            shown.loss(losses[-1])
+    if not means.count:
+        raise no_batch()
+    check_losses(means.read(), run.train_state.step, epoch)
+    check_finite(run.train_state, epoch)
+    row = {"step": run.train_state.step, **means.result()}
+    rate = _learning_rate(run.train_state)
+    return row if rate is None else {**row, "learning_rate": rate}
+
+
+def _learning_rate(ts: TrainState) -> float | None:
+    """The learning rate of the last step, where the rule has one; the first, where it has several."""
+    for part in ts.optimizer_state.rule.parts():
+        rate = getattr(part.at(ts.step - 1), "learning_rate", None)
+        if rate is not None:
+            return float(rate)
+    return None
+
+
+def _length(batches: Any) -> int | None:
+    try:
+        return len(batches)
+    except TypeError:
+        return None
+
+
+def _check(epochs: int, log_every: int, validation: Any, metrics: Any, callbacks: Sequence[Any]) -> None:
+    if epochs < 0:
+        raise ShapeError(f"expected epochs to be at least 0, got {epochs}")
+    if log_every < 1:
+        raise ShapeError(f"expected log_every to be at least 1, got {log_every}")
+    if metrics and validation is None:
+        raise LayerError(f"metrics ({', '.join(metrics)}) are computed on validation=, and there is none")
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise LayerError(f"expected callbacks that derive from culux.training.Callback, got {describe(callback)}")

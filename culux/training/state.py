@@ -1,0 +1,89 @@
+"""`TrainState`: all that a training step reads and makes anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from culux import optim
+from culux.core import Layer, setup
+from culux.core.fields import is_layer
+from culux.errors import LayerError, describe
+from culux.tree import as_tree
+
+__all__ = ["TrainState"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainState:
+    """A layer, its parameters and states, and the optimiser's state: ``TrainState(layer, ps, st, rule)``.
+
+    It is a record that does not change (every step returns another one) and a tree node: ``device(ts)`` moves
+    it, `culux.serialization` saves it and loads it with ``like=ts``.
+
+    Args:
+        layer: the layer or model.
+        parameters: its parameters `ps`.
+        states: its states `st`.
+        rule: the optimiser's rule, e.g. ``culux.optim.Adam(1e-3)``.
+        optimizer_state: the rule's state; a new one if None.
+        step: how many updates have been made.
+    """
+
+    layer: Layer
+    parameters: Any
+    states: Any
+    rule: Any
+    optimizer_state: Any = None
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        if not is_layer(self.layer):
+            raise LayerError(f"expected TrainState(layer, ps, st, rule), got {describe(self.layer)} for the layer")
+        object.__setattr__(self, "parameters", as_tree(self.parameters))
+        object.__setattr__(self, "states", as_tree(self.states))
+        if self.optimizer_state is None:
+            object.__setattr__(self, "optimizer_state", optim.setup(self.rule, self.parameters))
+
+    @classmethod
+    def create(
+        cls,
+        rng: np.random.Generator | int,
+        layer: Layer,
+        rule: Any,
+        device: Callable[[Any], Any] | None = None,
+        dtype: Any = None,
+    ) -> TrainState:
+        """The train state of a new model: `culux.setup`, then `culux.optim.setup`.
+
+        Args:
+            rng: a `numpy.random.Generator`, which moves on, or an int that seeds one.
+            layer: the layer or model.
+            rule: the optimiser's rule.
+            device: where the arrays go, e.g. ``culux.gpu_device()``.
+            dtype: the dtype of the floats; each layer's own (float32) if None.
+        """
+        ps, st = setup(rng, layer, device=device, dtype=dtype)
+        return cls(layer, ps, st, rule)
+
+    def replace(self, **fields: Any) -> TrainState:
+        """The same train state with some fields replaced."""
+        return replace(self, **fields)
+
+    def __tree_flatten__(self) -> tuple[Mapping[str, Any], Any]:
+        names = ("parameters", "states", "optimizer_state", "step")
+        return {name: getattr(self, name) for name in names}, (self.layer, self.rule)
+
+    @classmethod
+    def __tree_unflatten__(cls, static: Any, children: Mapping[str, Any]) -> TrainState:
+        layer, rule = static
+        new = object.__new__(cls)  # not __init__: a mapped tree may hold anything, also None
+        for name, value in {"layer": layer, "rule": rule, **children}.items():
+            object.__setattr__(new, name, value)
+        return new
+
+    def __repr__(self) -> str:
+        return f"TrainState({self.layer!r}, rule={self.rule!r}, step={self.step!r})"

@@ -1,0 +1,66 @@
+"""One training step, whole and in its two halves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from culux import optim
+from culux.autodiff import value_and_gradient
+from culux.errors import LayerError, describe
+from culux.training.state import TrainState
+
+__all__ = ["Objective", "apply_gradients", "compute_gradients", "single_train_step"]
+
+Objective: TypeAlias = Callable[..., tuple[Any, Any, Any]]
+"""``objective(layer, ps, st, batch) -> (loss, st, stats)``: a scalar, the new states, a dict of numbers or None."""
+
+
+def compute_gradients(objective: Objective, batch: Any, ts: TrainState) -> tuple[Any, Any, Any, TrainState]:
+    """The gradient of the loss of a batch with respect to the parameters; nothing is updated but the states.
+
+    Args:
+        objective: ``objective(layer, ps, st, batch) -> (loss, st, stats)``; the loss classes are objectives.
+        batch: whatever the objective takes, usually ``(x, y)``.
+        ts: the train state.
+
+    Returns:
+        ``(grads, loss, stats, ts)``, where the new `ts` has the states after the call.
+
+    Raises:
+        LayerError: where the objective returns something else.
+    """
+
+    def loss_of(ps: Any) -> tuple[Any, Any]:
+        loss, st, stats = call(objective, ts.layer, ps, ts.states, batch)
+        return loss, (st, stats)
+
+    (loss, (st, stats)), grads = value_and_gradient(loss_of, ts.parameters, has_aux=True)
+    return grads, loss, stats, ts.replace(states=st)
+
+
+def apply_gradients(ts: TrainState, grads: Any) -> TrainState:
+    """The train state after one update of the optimiser; `ts` and `grads` stay as they are."""
+    optimizer_state, ps = optim.update(ts.optimizer_state, ts.parameters, grads)
+    return ts.replace(parameters=ps, optimizer_state=optimizer_state, step=ts.step + 1)
+
+
+def single_train_step(objective: Objective, batch: Any, ts: TrainState) -> tuple[Any, Any, TrainState]:
+    """One step on one batch: `compute_gradients`, then `apply_gradients`.
+
+    Returns:
+        ``(loss, stats, ts)``; the loss is an array on the device, not yet read.
+    """
+    grads, loss, stats, ts = compute_gradients(objective, batch, ts)
+    return loss, stats, apply_gradients(ts, grads)
+
+
+def call(objective: Objective, layer: Any, ps: Any, st: Any, batch: Any) -> tuple[Any, Any, Any]:
+    """``objective(layer, ps, st, batch)``, checked to be ``(loss, st, stats)``."""
+    result = objective(layer, ps, st, batch)
+    if type(result) is not tuple or len(result) != 3:
+        raise LayerError(
+            f"expected objective(layer, ps, st, batch) to return (loss, st, stats), got {describe(result)};"
+            " stats is a dict of numbers to log, or None"
+        )
+    return result

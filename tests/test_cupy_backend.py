@@ -1,0 +1,316 @@
+"""The CuPy backend on the stand-in: places, transfers, streams, uploads and the order of their copies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from culux.backends import Memory, Place, array_namespace, backend_of, get_backend, installed, is_array, is_float_array
+from culux.devices import DeviceIterator, cpu_device, gpu_device
+from culux.errors import DeviceError, DTypeError, KernelError
+
+
+@pytest.fixture
+def cupy(standin_cupy):
+    standin_cupy.set_device_count(2)
+    return standin_cupy
+
+
+@pytest.fixture
+def backend(cupy):
+    return get_backend("cupy")
+
+
+# The backend
+
+
+def test_the_registry_finds_it(cupy, backend):
+    x = cupy.ones(2)
+    assert backend_of(x) is backend
+    assert array_namespace(x, 2.0) is cupy
+    assert is_array(x)
+    assert is_float_array(x)
+    assert not is_float_array(cupy.arange(3))
+    assert installed()["cupy"] == ""
+    with pytest.raises(DeviceError, match=r"argument 1 is on cuda:0 \(cupy\), argument 2 is on cpu \(numpy\)"):
+        backend_of(x, np.ones(2))
+    with pytest.raises(DeviceError, match=r"argument 1 is on cuda:0 \(cupy\), argument 3 is on cuda:1|cuda:1 \(cupy\)"):
+        backend_of(x, 1.0, backend.move(x, 1))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_cupy_without_a_gpu_has_no_devices(standin_cupy, monkeypatch, broken):
+    standin_cupy.set_device_count(0)
+    if broken:
+        monkeypatch.setattr(standin_cupy.cuda, "is_available", lambda: True)  # then getDeviceCount raises
+    assert get_backend("cupy").device_count() == 0
+    assert installed()["cupy"] == "no device can be used"
+
+
+def test_transfers(cupy, backend):
+    host = np.arange(6, dtype=np.float32).reshape(2, 3)[:, ::-1]
+    there = backend.from_host(host, 1)
+    assert backend.place_of(there) == Place("cuda", 1)
+    assert cupy.cuda.runtime.getDevice() == 0
+    np.testing.assert_array_equal(backend.to_host(there), host)
+    assert backend.move(there, 1) is there
+    moved = backend.move(there, 0)
+    assert backend.place_of(moved) == Place("cuda", 0)
+    np.testing.assert_array_equal(backend.to_host(moved), host)
+    assert backend.astype(there, "float32") is there
+    half = backend.astype(there, np.float16)
+    assert (half.dtype, backend.place_of(half).index) == (np.float16, 1)
+    for index in (2, -1):
+        with pytest.raises(DeviceError, match=f"expected the index of a CUDA device, got {index}; CuPy can use 2 here"):
+            backend.from_host(host, index)
+    with pytest.raises(DTypeError, match="CuPy has no arrays of dtype <U1; keep them on the host"):
+        backend.from_host(np.array(["a"]), 0)
+
+
+def test_a_move_between_devices_waits_for_the_stream_of_the_source(cupy, backend):
+    there = backend.from_host(np.ones(2), 0)
+    cupy.machine.log.clear()
+    backend.move(there, 1)
+    assert ("synchronize", "null 0") in cupy.machine.log
+
+
+def test_memory(cupy, backend):
+    before = backend.memory(1)
+    assert isinstance(before, Memory)
+    kept = backend.from_host(np.zeros(1000, np.uint8), 1)
+    assert backend.memory(1).used - before.used == kept.nbytes
+    assert backend.memory(1).total == 80 * 2**30
+    assert backend.memory(0).used == 0
+    backend.synchronize(1)
+    assert cupy.machine.log[-1] == ("synchronize", "device 1")
+
+
+def test_a_side_stream_is_ordered_after_and_before_the_outer_one(cupy, backend):
+    x = cupy.ones(3)
+    with backend.stream(0) as side:
+        assert cupy.cuda.get_current_stream() is side
+        assert side.is_non_blocking
+        y = x + 1
+    np.testing.assert_array_equal((y * 2).get(), [4, 4, 4])
+    x += 1
+    with pytest.raises(cupy.StreamRace), cupy.cuda.Stream(non_blocking=True):
+        x + 1
+
+
+def test_kernels_are_made_without_a_gpu_and_compiled_at_the_launch(cupy, backend):
+    kernel = backend.compile("...", "scale", ("-DN=1",))
+    x = backend.from_host(np.ones(2), 1)
+    with pytest.raises(NotImplementedError):
+        backend.launch(kernel, (2,), (32,), [x, np.float32(2)], shared=16)
+    name, grid, block, args, shared = cupy.machine.log[-1][1:]
+    assert (name, grid, block, shared) == ("scale", (2,), (32,), 16)
+    assert args[0] is x
+    template = backend.compile("...", "scale<float>")
+    with pytest.raises(NotImplementedError, match="scale<float>"):
+        backend.launch(template, (1,), (1,), [])
+    with pytest.raises(KernelError, match="a CUDA kernel does not compile:\n#error"):
+        backend.launch(backend.compile("#error", "bad"), (1,), (1,), [])
+    cupy.machine.log.clear()
+    backend.launch(kernel, (0, 1), (32,), [x])
+    assert cupy.machine.log == []
+
+
+# Uploads
+
+
+def test_an_upload_is_seen_after_wait_and_not_before(cupy, backend):
+    upload = backend.upload(0)
+    upload.stage(4)[...] = 7
+    there = upload.start()
+    with pytest.raises(cupy.StreamRace, match="an event is missing"):
+        there + 1
+    upload.wait()
+    np.testing.assert_array_equal((there + 1).get(), [8, 8, 8, 8])
+
+
+def test_staging_waits_until_the_copy_before_has_left(cupy, backend):
+    upload = backend.upload(0)
+    upload.stage(4)[...] = 1
+    first = upload.start()
+    upload.wait()
+    upload.stage(2)[...] = 2
+    second = upload.start()
+    upload.wait()
+    np.testing.assert_array_equal(first.get(), [1, 1, 1, 1])
+    np.testing.assert_array_equal(second.get(), [2, 2])
+    upload.stage(8)[...] = 3
+    np.testing.assert_array_equal(second.get(), [2, 2])
+    upload.close()
+
+
+# DeviceIterator
+
+
+def batches(n=5, size=4, last=3):
+    sizes = [size] * (n - 1) + [last]
+    return [
+        {"x": np.full((rows, 3), k, np.float32), "y": (np.arange(rows) + k, np.float64(k), "name", None)}
+        for k, rows in enumerate(sizes)
+    ]
+
+
+def check(batch, expected):
+    np.testing.assert_array_equal(batch["x"].get(), expected["x"])
+    np.testing.assert_array_equal(batch["y"][0].get(), expected["y"][0])
+    assert (batch["x"].dtype, batch["y"][0].dtype) == (expected["x"].dtype, expected["y"][0].dtype)
+    assert batch["y"][1:] == expected["y"][1:]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_batches_come_whole_and_in_order(cupy, index):
+    data = batches()
+    iterator = DeviceIterator(gpu_device(index), data)
+    assert len(iterator) == 5
+    for _ in range(2):  # re-iterable, as a list is
+        found = 0
+        for batch, expected in zip(iterator, data, strict=True):
+            with cupy.cuda.Device(index):
+                assert batch["x"].device.id == index
+                check(batch, expected)
+                found += 1
+        assert found == 5
+
+
+def test_batches_that_are_kept_are_not_overwritten(cupy):
+    # Nothing reads a batch before all copies are enqueued: staging too early, or memory reused, would show.
+    kept = list(DeviceIterator(gpu_device(), batches()))
+    for batch, expected in zip(kept, batches(), strict=True):
+        check(batch, expected)
+
+
+def test_memory_is_reused_and_never_while_it_is_read(cupy):
+    total = 0.0
+    held = []
+    for batch in DeviceIterator(gpu_device(), batches(20, last=4)):
+        total += (batch["x"] * 2).sum()  # reads on the consumer's stream; a write without its event is a StreamRace
+        held.append(cupy.get_default_memory_pool().total_bytes())
+        del batch
+    assert float(total) == sum(2 * 12 * k for k in range(20))
+    assert max(held[4:]) <= held[3]
+
+
+def test_the_next_copy_starts_before_the_present_batch_is_computed_with(cupy):
+    log = cupy.machine.log
+    iterator = iter(DeviceIterator(gpu_device(), batches(3)))
+    next(iterator)
+    copies = [entry for entry in log if entry[0] == "copy"]
+    assert len(copies) == 2
+    assert len({stream for _, stream, _ in copies}) == 2
+    assert len(cupy.machine.pending) == 2  # the host waited for neither
+    log.clear()
+    next(iterator)
+    order = [entry[0] for entry in log]
+    # staging waits for the first copy; the third waits for the consumer's stream; the consumer for the second
+    assert order == ["synchronize", "record", "wait", "copy", "record", "wait"]
+    record, side_wait, copy = log[1], log[2], log[3]
+    assert record[2] == "null 0"
+    assert side_wait[2] == record[1]
+    assert copy[1] == side_wait[1] != "null 0"
+    assert log[5][1] == "null 0"
+
+
+def test_the_consumer_may_compute_on_a_stream_of_its_own(cupy):
+    with cupy.cuda.Stream(non_blocking=True):
+        sums = [float((batch["x"] + 0).sum()) for batch in DeviceIterator(gpu_device(), batches())]
+    assert sums == [0, 12, 24, 36, 36]
+
+
+def test_floats_are_converted_on_the_way(cupy):
+    (half,) = DeviceIterator(gpu_device(dtype="float16"), [{"x": np.ones(3), "n": np.arange(3), "s": np.ones(4)[::2]}])
+    assert [array.dtype.name for array in half.values()] == ["float16", "int64", "float16"]
+    (swapped,) = DeviceIterator(gpu_device(), [np.arange(3, dtype=">f4")])
+    assert swapped.dtype.isnative
+    np.testing.assert_array_equal(swapped.get(), [0, 1, 2])
+
+
+def test_batches_may_be_there_already_or_hold_no_array(cupy):
+    there = cupy.ones(2)
+    found = list(DeviceIterator(gpu_device(), [{"x": there, "y": np.zeros((0, 3))}, 3, ()]))
+    assert found[0]["x"] is there
+    assert found[0]["y"].shape == (0, 3)
+    assert found[1:] == [3, ()]
+
+
+def test_an_exception_comes_unchanged_after_the_batches_before_it(cupy):
+    failure = ValueError("broken file")
+
+    def source():
+        yield from batches(3)
+        raise failure
+
+    for device in (gpu_device(), cpu_device()):
+        seen = 0
+        with pytest.raises(ValueError, match="broken file") as caught:  # noqa: PT012 (the loop is what raises)
+            for _ in DeviceIterator(device, source()):
+                seen += 1
+        assert caught.value is failure
+        assert seen == 3
+
+
+def test_a_batch_that_cannot_move_names_the_path(cupy):
+    with pytest.raises(DTypeError, match=r"at 1\.names: expected an array of numbers"):
+        list(DeviceIterator(gpu_device(), [(np.ones(1), {"names": np.array(["a"])})]))
+
+
+def test_stopping_early_leaves_nothing_under_way(cupy):
+    iterator = iter(DeviceIterator(gpu_device(), batches()))
+    next(iterator)
+    assert cupy.machine.pending
+    iterator.close()
+    assert not cupy.machine.pending
+
+
+def test_on_the_host_a_batch_is_what_the_device_makes_of_it():
+    data = batches(2)
+    found = list(DeviceIterator(cpu_device(), data))
+    assert found[0]["x"] is data[0]["x"]
+    assert next(iter(DeviceIterator(cpu_device("float64"), data)))["x"].dtype == np.float64
+    assert repr(DeviceIterator(cpu_device(), [1])) == "DeviceIterator(cpu_device(), [1])"
+    with pytest.raises(TypeError):
+        len(DeviceIterator(cpu_device(), iter(data)))
+
+
+# The same on a GPU
+
+
+@pytest.mark.gpu
+def test_batches_on_a_gpu():
+    import cupy
+
+    device = gpu_device(force=True)
+    data = [{"x": np.full((512, 512), k, np.float32), "n": np.arange(k)} for k in range(50)]
+    total = cupy.zeros((512, 512), np.float32)
+    for k, batch in enumerate(DeviceIterator(device, data)):
+        for _ in range(20):  # enough work that the next copies overtake it, were they not ordered
+            total += cupy.sqrt(batch["x"] * batch["x"]) / 20
+        assert batch["n"].shape == (k,)
+    np.testing.assert_allclose(cupy.asnumpy(total), sum(range(50)), rtol=1e-4)
+    kept = list(DeviceIterator(device, data))
+    for batch, expected in zip(kept, data, strict=True):
+        np.testing.assert_array_equal(batch["x"].get(), expected["x"])
+
+
+@pytest.mark.gpu
+def test_the_backend_on_a_gpu():
+    backend = get_backend("cupy")
+    host = np.arange(1000, dtype=np.float32)
+    x = backend.from_host(host, 0)
+    source = 'extern "C" __global__ void scale(float* x, float a, int n)' + (
+        "{ int i = blockIdx.x * blockDim.x + threadIdx.x; if (i < n) x[i] *= a; }"
+    )
+    template = source.replace('extern "C" ', "template <class T> ").replace("float", "T")
+    with backend.stream(0):
+        backend.launch(backend.compile(source, "scale"), (8,), (128,), [x, np.float32(2), np.int32(1000)])
+    backend.launch(backend.compile(template, "scale<float>"), (8,), (128,), [x, np.float32(2), np.int32(1000)])
+    np.testing.assert_array_equal(backend.to_host(x), 4 * host)
+    with pytest.raises(KernelError, match="does not compile"):
+        backend.launch(backend.compile("nonsense", "f"), (1,), (1,), [])
+    memory = backend.memory(0)
+    assert 0 < memory.used <= memory.held < memory.total
+    with pytest.raises(DTypeError, match="CuPy has no arrays of dtype <U1"):
+        backend.from_host(np.array(["a"]), 0)
