@@ -53,10 +53,9 @@ class Tree(dict[str, Any]):
             dict.__setitem__(self, name, as_tree(value))
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise _no_entry(self, name) from None
+        if name.startswith("__"):  # protocols ask for these often; no entry is named so
+            raise AttributeError(name)
+        return self[name]
 
     def __missing__(self, name: object) -> NoReturn:
         raise _no_entry(self, name)
@@ -191,21 +190,34 @@ _LEAF = Structure(None)
 _Node = tuple[tuple[str, ...], list[Any], Hashable]
 
 
+_Flatten = Callable[[Any], _Node]
+# How each type seen so far is flattened: looked up for every entry of every tree, so worked out once per type.
+_flatteners: dict[type, _Flatten | None] = {type(None): lambda value: ((), [], None)}
+
+
 def _node(value: Any) -> _Node | None:
     """Names, children and static part of a node; None for a leaf."""
     kind = type(value)
-    if value is None:
-        return (), [], None
-    if isinstance(value, dict):
-        return tuple(value), list(value.values()), None
+    try:
+        flattener = _flatteners[kind]
+    except KeyError:
+        flattener = _flatteners[kind] = _flattener(kind)
+    return None if flattener is None else flattener(value)
+
+
+def _flattener(kind: type) -> _Flatten | None:
+    if issubclass(kind, dict):
+        return lambda value: (tuple(value), list(value.values()), None)
     if kind is tuple or kind is list:
-        return tuple(str(i) for i in range(len(value))), list(value), None
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return value._fields, list(value), None
-    if hasattr(kind, "__tree_flatten__"):
-        children, static = value.__tree_flatten__()
-        return tuple(children), list(children.values()), static
-    return None
+        return lambda value: (tuple([str(i) for i in range(len(value))]), list(value), None)
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return lambda value: (value._fields, list(value), None)
+    return _flatten_object if hasattr(kind, "__tree_flatten__") else None
+
+
+def _flatten_object(value: TreeNode) -> _Node:
+    children, static = value.__tree_flatten__()
+    return tuple(children), list(children.values()), static
 
 
 def _rebuild(kind: type, names: tuple[str, ...], children: list[Any], static: Hashable) -> Any:
@@ -288,7 +300,8 @@ def map(f: Callable[..., Any], tree: Any, *rest: Any, is_leaf: IsLeaf = None) ->
 
 def _map_one(f: Callable[[Any], Any], tree: Any) -> Any:
     if type(tree) is Tree:
-        return trusted({name: _nested(_map_one(f, child)) for name, child in tree.items()})
+        entries = {name: _map_one(f, child) for name, child in tree.items()}
+        return Tree(entries) if dict in [type(value) for value in entries.values()] else trusted(entries)
     node = _node(tree)
     if node is None:
         return f(tree)

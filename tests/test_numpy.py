@@ -55,17 +55,34 @@ def test_scalars_are_differentiated(f, expected, kind):
 
 def test_python_numbers_do_not_change_the_dtype():
     x = X.astype(np.float32)
-    for f in (lambda x: x * 2.5 + 1 - 0.5, lambda x: 3 / (x + 10), lambda x: x**2 - x**2.0, lambda x: cnp.clip(x, -1, 1.0),
-              lambda x: cnp.where(x > 0, x, 0.0), lambda x: cnp.maximum(x, 0), lambda x: cnp.mean(x) * x):  # fmt: skip
+    for f in (
+        lambda x: x * 2.5 + 1 - 0.5,
+        lambda x: 3 / (x + 10),
+        lambda x: x**2 - x**2.0,
+        lambda x: cnp.clip(x, -1, 1.0),
+        lambda x: cnp.where(x > 0, x, 0.0),
+        lambda x: cnp.maximum(x, 0),
+        lambda x: cnp.mean(x) * x,
+    ):
         value, found = culux.value_and_gradient(lambda x, f=f: f(x).sum(), x)
         assert value.dtype == found.dtype == np.float32
 
 
 def test_cotangents_come_back_in_the_dtype_of_the_argument():
     narrow, wide = X.astype(np.float32), X[:, :1].copy()
-    for f in (np.add, np.subtract, np.multiply, np.divide, np.maximum, np.arctan2, np.hypot, lambda x, y: x.T @ y,
-              lambda x, y: cnp.concatenate([x, y], axis=1), lambda x, y: cnp.where(X > 0, x, y),
-              lambda x, y: cnp.einsum("ij,ik->jk", x, y)):  # fmt: skip
+    for f in (
+        np.add,
+        np.subtract,
+        np.multiply,
+        np.divide,
+        np.maximum,
+        np.arctan2,
+        np.hypot,
+        lambda x, y: x.T @ y,
+        lambda x, y: cnp.concatenate([x, y], axis=1),
+        lambda x, y: cnp.where(X > 0, x, y),
+        lambda x, y: cnp.einsum("ij,ik->jk", x, y),
+    ):
         for x, y in ((narrow, wide), (wide, narrow)):
             value, (dx, dy) = culux.value_and_gradient(lambda x, y, f=f: f(x, y).sum(), x, y)
             assert value.dtype == np.float64
@@ -165,9 +182,8 @@ def test_where_lets_no_infinite_cotangent_through():
         np.testing.assert_array_equal(found, [0, 0.25])
         np.testing.assert_array_equal(slope(lambda x: cnp.sqrt(cnp.maximum(x, 0.0)), x), [0, 0.25])
         np.testing.assert_array_equal(slope(lambda x: cnp.sqrt(cnp.clip(x, 0.0, 9.0)), x), [0, 0.25])
-        np.testing.assert_array_equal(
-            slope(lambda x: cnp.sqrt(cnp.tril(x[None] * np.ones((2, 1)))), x[1:] * np.ones(2)), [0.5, 0.25]
-        )
+        found = slope(lambda x: cnp.sqrt(cnp.tril(x * np.ones((2, 1)))), np.array([4.0, 9.0]))
+        np.testing.assert_allclose(found, [0.5, 1 / 6])
     for dtype in (np.float16, np.float32, np.float64):
         cotangent = np.array([np.inf, np.nan, -3], dtype)
         _, pullback = culux.vjp(lambda x: cnp.where(np.array([False, False, True]), x, 0), np.ones(3, dtype))
@@ -200,14 +216,30 @@ def test_the_product_at_zeros():
 @pytest.mark.parametrize(
     "f",
     [
-        lambda x: x + 1, lambda x: cnp.sin(x), lambda x: x @ np.ones((3, 2)), lambda x: x.sum(axis=0), lambda x: x[:, 1],
-        lambda x: cnp.concatenate([x, x]), lambda x: x.T, lambda x: cnp.reshape(x, (3, 0)), lambda x: cnp.tile(x, 2),
-        lambda x: cnp.cumsum(x, axis=0), lambda x: cnp.roll(x, 1, 0), lambda x: cnp.sort(x), lambda x: x[np.zeros(0, int)],
-        lambda x: cnp.prod(x, axis=1), lambda x: cnp.pad(x, 1), lambda x: cnp.tensordot(x, np.ones((3, 2)), 1),
-        lambda x: cnp.tensordot(x, np.ones((0, 2)), ((0,), (0,))), lambda x: cnp.repeat(x, 2, 0), lambda x: x.mean(axis=1),
-        lambda x: cnp.einsum("ij,jk->ik", x, np.ones((3, 2))), lambda x: cnp.outer(x, np.ones(2)), lambda x: cnp.flip(x),
+        lambda x: x + 1,
+        lambda x: cnp.sin(x),
+        lambda x: x @ np.ones((3, 2)),
+        lambda x: x.sum(axis=0),
+        lambda x: x[:, 1],
+        lambda x: cnp.concatenate([x, x]),
+        lambda x: x.T,
+        lambda x: cnp.reshape(x, (3, 0)),
+        lambda x: cnp.tile(x, 2),
+        lambda x: cnp.cumsum(x, axis=0),
+        lambda x: cnp.roll(x, 1, 0),
+        lambda x: cnp.sort(x),
+        lambda x: x[np.zeros(0, int)],
+        lambda x: cnp.prod(x, axis=1),
+        lambda x: cnp.pad(x, 1),
+        lambda x: cnp.tensordot(x, np.ones((3, 2)), 1),
+        lambda x: cnp.tensordot(x, np.ones((0, 2)), ((0,), (0,))),
+        lambda x: cnp.repeat(x, 2, 0),
+        lambda x: x.mean(axis=1),
+        lambda x: cnp.einsum("ij,jk->ik", x, np.ones((3, 2))),
+        lambda x: cnp.outer(x, np.ones(2)),
+        lambda x: cnp.flip(x),
     ],
-)  # fmt: skip
+)
 def test_empty_arrays(f):
     x = np.zeros((0, 3), np.float32)
     found = culux.gradient(lambda x: cnp.sum(f(x)), x)
@@ -260,8 +292,8 @@ def test_asarray_leaves_arrays_where_they_are(standin_cupy):  # noqa: F811
 # Errors.
 
 BAD = {
-    "matmul: expected arrays with at least one axis": lambda x: x @ 2.0,
-    r"matmul: expected a.shape\[-1\] == b.shape\[-2\], got \(3, 4\) and \(3, 4\)": lambda x: x @ x,
+    "matmul: expected arrays with at least one axis": lambda x: cnp.matmul(x, 2.0),
+    r"matmul: expected a.shape\[-1\] == b.shape\[-2\], got \(3, 4\) and \(3, 4\)": lambda x: cnp.matmul(x, x),
     r"expected an axis of an array with 2 axes, -2 to 1, got 2": lambda x: cnp.take(x, np.array([0]), axis=2),
     r"-2 to 1, got -3": lambda x: cnp.swapaxes(x, 0, -3),
     r"-3 to 2, got 5": lambda x: cnp.expand_dims(x, 5),
@@ -272,11 +304,11 @@ BAD = {
     r"einsum: the subscripts 'ijk->i' do not fit operands of shapes \(3, 4\)": lambda x: cnp.einsum("ijk->i", x),
     "einsum: one letter per axis and operand": lambda x: cnp.einsum("ii->i", x),
     r"tensordot: axes \(1,\) of shape \(3, 4\) do not fit axes \(0,\)": lambda x: cnp.tensordot(x, x, 1),
-    r"norm: expected ord 1, 2 or inf over one axis, or None, got ord=1 over axes \(0, 1\)": lambda x: cnp.linalg.norm(x, 1),
+    "norm: expected ord 1, 2 or inf over one axis, or None, got ord=1": lambda x: cnp.linalg.norm(x, 1),
     r"diag: expected a vector or a matrix, got shape \(1, 3, 4\)": lambda x: cnp.diag(x[None]),
     "tril, triu: expected at least two axes": lambda x: cnp.tril(x[0]),
     "reshape: expected order 'C' or 'F', got 'K'": lambda x: cnp.ravel(x, "K"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("message", BAD)

@@ -10,14 +10,16 @@ import sys
 import numpy as np
 import pytest
 
+import culux
 from culux.data import batches
-from culux.devices import DeviceIterator, cpu_device
+from culux.devices import DeviceIterator, cpu_device, get_device, gpu_device, to_numpy
 from culux.errors import CheckpointError, LayerError
-from culux.optim import Momentum
+from culux.optim import Adam, Momentum
 from culux.serialization import load, save
 from culux.training import BestCheckpoint, Callback, EarlyStopping, TrainState, fit
 from culux.tree import Tree
-from tests.small_model import SmallModel, data, leaf_bytes, objective, train_state, training_batches
+from tests.small_model import data, leaf_bytes, objective, train_state, training_batches
+from tests.standin_cupy.fixture import standin_cupy  # noqa: F401 (a fixture)
 
 EPOCHS = 6
 
@@ -27,6 +29,11 @@ class StepPrinter(Callback):
 
     def on_step_end(self, run):
         print(run.train_state.step, flush=True)
+
+
+def new_state():
+    model = culux.Chain(culux.Dense(3, 8, culux.tanh), culux.BatchNorm(8), culux.Dropout(0.5), culux.Dense(8, 1))
+    return TrainState.create(0, model, Adam(0.05))
 
 
 def noisy(batch, rng):
@@ -39,7 +46,7 @@ def train(checkpoint=None, callbacks=(), epochs=EPOCHS, source=None, **kwargs):
     return fit(
         objective,
         source or training_batches(transform=noisy),
-        train_state(),
+        new_state(),
         epochs=epochs,
         validation=[data(10, seed=1)],
         callbacks=[EarlyStopping(patience=50), *callbacks],
@@ -121,6 +128,12 @@ def test_batches_without_a_position_are_iterated_anew(tmp_path):
     assert_same_run(train(tmp_path, source=[data(), data(8, seed=3)]), train(source=[data(), data(8, seed=3)]))
 
 
+def test_other_batches_take_up_the_train_state(tmp_path):
+    train(tmp_path, epochs=2)
+    ts, history = train(tmp_path, epochs=3, source=[data()])
+    assert (ts.step, history["step"]) == (11, [5, 10, 11])
+
+
 class Fails(Callback):
     """Raises at the end of one epoch."""
 
@@ -168,6 +181,25 @@ def test_a_best_checkpoint_survives_a_resumption(tmp_path):
     assert best.read_bytes() == before
 
 
+def test_a_run_on_a_device_is_continued_there(tmp_path, standin_cupy):  # noqa: F811 (the fixture)
+    def run(epochs, **kwargs):
+        ts = train_state(device=gpu_device())
+        return fit(
+            objective, training_batches(), ts, epochs=epochs, validation=[data(10, seed=1)], progress=False, **kwargs
+        )
+
+    run(2, checkpoint=tmp_path)
+    found = run(4, checkpoint=tmp_path)
+    assert get_device(found[0]) == gpu_device()
+    assert_same_run((to_numpy(found[0]), found[1]), map_first(to_numpy, run(4)))
+    on_host = fit(objective, training_batches(), train_state(), epochs=4, progress=False)
+    np.testing.assert_allclose(found[0].parameters.w.get(), on_host[0].parameters.w, rtol=1e-3)
+
+
+def map_first(f, pair):
+    return f(pair[0]), pair[1]
+
+
 def test_never_starts_anew(tmp_path):
     train(tmp_path, epochs=2)
     assert_same_run(train(tmp_path, resume="never"), train())
@@ -200,12 +232,10 @@ def test_a_checkpoint_of_something_else(tmp_path):
 
 def test_a_checkpoint_of_another_model(tmp_path):
     train(tmp_path)
-    other = TrainState.create(0, SmallModel(width=6), Momentum(0.1))
-    with pytest.raises(
-        CheckpointError, match=r"does not fit like=(?s:.)*parameters\.w: expected float32 array"
-    ) as caught:
-        fit(objective, training_batches(), other, epochs=1, checkpoint=tmp_path, progress=False)
-    assert "parameters.v" in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"safetensors does not fit the tree that it is loaded into") as caught:
+        fit(objective, training_batches(), train_state(Momentum(0.1)), epochs=1, checkpoint=tmp_path, progress=False)
+    assert "parameters.w: missing in the file (expected float32 array of shape (3, 5))" in str(caught.value)
+    assert "parameters.layer_4.bias: not expected (the file has float32 array of shape (1,))" in str(caught.value)
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_fit(tmp_path):

@@ -79,6 +79,14 @@ def test_bfloat16_and_memmaps_come_back(path, tmp_path):
     assert_same(again(path, {"x": np.load(tmp_path / "a.npy", mmap_mode="r")})["x"], np.arange(3))
 
 
+def test_bfloat16_without_ml_dtypes(path, monkeypatch):
+    ml_dtypes = requires("ml_dtypes")
+    save(path, {"x": np.zeros(2, ml_dtypes.bfloat16)})
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(CheckpointError, match=r"holds arrays whose dtype needs a package: .*ml_dtypes"):
+        load(path)
+
+
 SCALARS = [True, False, 0, -1, 2**5000, "text é", "", "\ud800", None, 0.1, -0.0, math.inf, -math.inf, math.nan, 5e-324]
 SCALARS += [np.float32(1.5), np.int8(-3), np.bool_(True), np.float64(0.1)]
 
@@ -143,7 +151,7 @@ def test_a_plain_safetensors_file_is_a_tree(path):
     assert load(path, like)["a"]["w"].dtype == np.float32
 
 
-@pytest.mark.parametrize("names", [("a", "a.b"), ("a.b", "a"), ("a..b",), ("items",)])
+@pytest.mark.parametrize("names", [("a", "a.b"), ("a.b", "a"), ("a", "a.b.c"), ("a..b",), ("items",)])
 def test_a_plain_file_whose_names_are_no_paths(path, names):
     safetensors.numpy.save_file({name: np.ones(1) for name in names}, path)
     with pytest.raises(CheckpointError, match=r"model.safetensors holds no tree"):
@@ -167,7 +175,7 @@ def test_like_decides_what_is_tied(path):
     back = load(path, {"a": np.zeros(3), "b": np.zeros(3)})
     assert not np.shares_memory(back["a"], back["b"])
     save(path, {"a": w, "b": w + 1})
-    with pytest.raises(CheckpointError, match="b: like= has one array here and at a, the file has two"):
+    with pytest.raises(CheckpointError, match="b: expected one array here and at a, the file has two"):
         load(path, {"a": tied, "b": tied})
 
 
@@ -204,10 +212,10 @@ def test_everything_that_does_not_fit_is_listed_at_once(path):
     with pytest.raises(CheckpointError) as caught:
         load(path, {"w": np.ones((3, 2)), "n": np.ones(2, int), "new": np.ones(1), "k": 0.5, "s": np.ones(1)})
     assert str(caught.value).splitlines() == [
-        f"{path} does not fit like=, the two differ at:",
+        f"{path} does not fit the tree that it is loaded into, they differ at:",
         "  w: expected float64 array of shape (3, 2), got float64 array of shape (2, 3)",
         "  n: expected int64 array of shape (2,), got float64 array of shape (2,)",
-        "  new: missing in the file (like= has float64 array of shape (1,))",
+        "  new: missing in the file (expected float64 array of shape (1,))",
         "  k: expected float 0.5, got int 3",
         "  s: expected float64 array of shape (1,), got None",
         "  old: not expected (the file has int 1)",

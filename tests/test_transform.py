@@ -314,6 +314,7 @@ def test_recurrent_modules_and_named_results_of_torch(torch):
             return x.max(dim=1)
 
     values, places = culux.apply(culux.transform(Largest()), h[0], {}, {"buffers": {}, "training": True})[0]
+    assert type(values) is np.ndarray
     np.testing.assert_array_equal(values, h[0].max(1))
     np.testing.assert_array_equal(places, h[0].argmax(1))
 
@@ -352,6 +353,40 @@ def test_arrays_that_torch_cannot_share_are_copied_and_inputs_are_never_written(
         np.testing.assert_array_equal(view, before)
 
 
+def test_results_are_arrays_that_may_be_written_to(torch):
+    class Expanded(torch.nn.Module):
+        def forward(self, x):
+            return x.sum().expand(3)
+
+    layer = culux.transform(Expanded())
+    ps, st = culux.setup(0, layer)
+    assert layer(normal(2), ps, st)[0].flags.carray
+    assert culux.gradient(lambda x: layer(x, ps, st)[0].sum(), normal(2)).flags.carray
+
+
+def test_traced_states_and_integers_have_no_gradient(torch):
+    class Best(torch.nn.Module):
+        def forward(self, x):
+            return x.argmax(1), x
+
+    best, table = culux.transform(Best()), culux.transform(torch.nn.Embedding(4, 4))
+    ps, st = culux.setup(0, table)
+
+    def loss(x):
+        ids, y = best(x, {}, {"buffers": {}, "training": True})[0]
+        return (table(ids, ps, st)[0] * y).sum()
+
+    x = normal(5, 4)
+    np.testing.assert_array_equal(culux.gradient(loss, x), ps.parameters.reshape(4, 4)[x.argmax(1)])
+    norm = culux.transform(custom(torch).eval())
+    ps, st = culux.setup(0, norm)
+
+    def of_state(mean):
+        return norm(x, ps, st.replace({"buffers.norm.running_mean": mean}))[0].sum()
+
+    assert culux.gradient(of_state, st.buffers.norm.running_mean).tolist() == [0, 0, 0, 0]
+
+
 def test_bfloat16_modules(torch):
     requires("ml_dtypes")
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.PReLU()).to(torch.bfloat16)
@@ -359,6 +394,7 @@ def test_bfloat16_modules(torch):
     assert ps.layer_1.weight.dtype.name == ps.layer_2.parameters.dtype.name == "bfloat16"
     x = ps.layer_1.weight
     expected = module[1](module[0].weight).detach().float().numpy()
+    assert culux.transform(module, example=x) == layer
     np.testing.assert_array_equal(layer[1](x, ps.layer_2, st.layer_2)[0].astype(np.float32), expected)
 
 
@@ -385,12 +421,18 @@ def not_native(torch):
     yield replaced(), "its forward was replaced"
     yield nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "no counterpart"
     yield nn.BatchNorm1d(4, momentum=None), r"momentum=None \(the average of all batches\) has no counterpart"
+    untracked = nn.BatchNorm1d(4)
+    untracked.track_running_stats = False
+    yield untracked, "track_running_stats set later has no counterpart"
     yield nn.LayerNorm(4, bias=False), "a scale without a bias has no counterpart"
     yield nn.Hardtanh(-2, 2), "min_val=-2.* has no counterpart"
     yield nn.Softplus(beta=2), "beta=2.* has no counterpart"
     yield nn.LeakyReLU(-0.5), "slope"
     yield nn.Flatten(0), "a range of axes has no counterpart"
     yield nn.PReLU(), "no counterpart"
+    headless = custom(torch)
+    headless.register_module("head", None)
+    yield headless, "no counterpart"
 
 
 def test_what_only_looks_like_a_native_layer_stays_with_torch(torch):
@@ -512,6 +554,9 @@ def test_wrong_use_of_a_torch_layer(torch):
 
     with pytest.raises(DifferentiationError, match=r"no second derivatives.*culux.interop.report\(module\)"):
         culux.gradient(norm_of_gradient, x)
+    _, pullback = culux.vjp(lambda x: layer(x, ps, st)[0], x)
+    with pytest.raises(DifferentiationError, match="no second derivatives"):
+        culux.gradient(lambda dy: pullback(dy)[0].sum(), x)
     with pytest.raises(ShapeError, match=r"weight: expected shape \(3,\), got \(2,\)"):
         interop.copy_to_torch(culux.transform(torch.nn.LayerNorm(3)), {"scale": np.zeros(2)}, {})
 

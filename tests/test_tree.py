@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from culux import Tree, tree
-from culux.errors import CuluxError, EntryError, LayerError, ShapeError
+from culux.errors import EntryError, LayerError, ShapeError
 
 Point = namedtuple("Point", "x y")
 
@@ -93,8 +93,8 @@ def test_is_leaf_stops_the_walk():
 
 def test_reduce():
     assert tree.reduce(lambda a, b: a + b, NESTED) == 36
-    assert tree.reduce(lambda a, b: a + [b], (1, (2,)), []) == [1, 2]
-    with pytest.raises((TypeError, StopIteration, CuluxError)):
+    assert tree.reduce(lambda a, b: [*a, b], (1, (2,)), []) == [1, 2]
+    with pytest.raises(TypeError, match="empty"):
         tree.reduce(lambda a, b: a + b, {})
 
 
@@ -258,7 +258,6 @@ def test_other_names_are_refused(name, message):
 def test_copies_and_pickles():
     made = Tree(a=np.arange(3), b=Tree(c=[1, 2]))
     assert made.copy() is made
-    assert copy.copy(made) == made or True
     deep = copy.deepcopy(made)
     assert type(deep) is Tree
     assert type(deep.b) is Tree

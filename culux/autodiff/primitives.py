@@ -141,6 +141,12 @@ def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def portable(*arrays: Any, **static: Any) -> Any:
+        for name, value in static.items():
+            if type(value) is Tracer:
+                raise DifferentiationError(
+                    f"{function.__name__}: {name} is a traced array and came by keyword, which is for static values; "
+                    "pass arrays by position"
+                )
         return _pair(function, arrays, static)[0]
 
     def rule(needs: tuple[bool, ...], *arrays: Any, **static: Any) -> tuple[Any, Pullback]:

@@ -120,8 +120,9 @@ def backward(tape: list[Entry], seeds: Iterable[tuple[int, Array]], inputs: int,
         if len(entry) == 2:
             pullback, parent = entry
             (cotangent,) = pullback(dy)
-            held = cotangents[parent]
-            cotangents[parent] = cotangent if held is None or cotangent is None else held + cotangent
+            if cotangent is not None:
+                held = cotangents[parent]
+                cotangents[parent] = cotangent if held is None else held + cotangent
             continue
         for parent, cotangent in zip(entry[1:], entry[0](dy), strict=True):
             if cotangent is not None and parent >= 0:

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from culux import tree
 from culux.autodiff.foreign import explain_foreign
 from culux.autodiff.tape import ReverseTrace, backward
@@ -62,7 +64,7 @@ def value_and_gradient(f: Callable[..., Any], *args: Any, has_aux: bool = False)
             result, aux = _value_and_aux(result)
             aux = tree.map(trace.lower, aux)
         seeds = _seed(trace, result)
-    count = sum(len(entry.leaves) for entry in inputs)
+    count = sum([sum(entry.wanted) for entry in inputs])
     cotangents = backward(trace.tape, seeds, count, once=True)
     found = tuple(entry.collect(cotangents) for entry in inputs)
     value = trace.lower(result)
@@ -91,7 +93,7 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         if has_aux:
             result, aux = _value_and_aux(result)
             aux = tree.map(trace.lower, aux)
-    count = sum(len(entry.leaves) for entry in inputs)
+    count = sum([sum(entry.wanted) for entry in inputs])
     y = tree.map(trace.lower, result)
 
     def pullback(dy: Any) -> tuple[Any, ...]:
@@ -156,7 +158,7 @@ class _Input:
 
     def __init__(self, trace: ReverseTrace, value: Any, position: int, count: int) -> None:
         self.first = len(trace.tape)
-        self.leaves: list[Any] = []
+        self.wanted: list[bool] = []  # which leaves have a gradient
         name = "the argument" if count == 1 else f"argument {position + 1}"
         if (is_array(value) and not is_float_array(value)) or type(value) is int:
             raise DifferentiationError(
@@ -165,10 +167,9 @@ class _Input:
             )
 
         def lift(leaf: Any) -> Any:
-            if not is_differentiable(leaf):
-                return leaf
-            self.leaves.append(leaf)
-            return trace.lift(leaf)
+            wanted = is_differentiable(leaf)
+            self.wanted.append(wanted)
+            return trace.lift(leaf) if wanted else leaf
 
         # A model (functor, StatefulLayer) names its trained arrays and takes others in their place.
         model = hasattr(value, "__culux_trainable__")
@@ -178,10 +179,10 @@ class _Input:
 
     def collect(self, cotangents: list[Any]) -> Any:
         """The gradient: the argument's tree with cotangents for its leaves."""
-        found = iter(cotangents[self.first : self.first + len(self.leaves)])
+        found, wanted = iter(cotangents[self.first :]), iter(self.wanted)
 
         def of(leaf: Any) -> Any:
-            if not is_differentiable(leaf):
+            if not next(wanted):
                 return None
             cotangent = next(found)
             if cotangent is None:
@@ -226,7 +227,7 @@ def _seed(trace: ReverseTrace, result: Any) -> list[tuple[int, Any]]:
     """The cotangent 1 of a scalar result; an error for any other."""
     value = trace.lower(result)
     shape = getattr(value, "shape", () if isinstance(value, (int, float)) else None)
-    if shape is None or type(value) is bool:
+    if shape is None or getattr(value, "dtype", type(value)) == bool:
         hint = "; is a return missing?" if value is None else "; with (value, aux) pass has_aux=True"
         raise DifferentiationError(f"expected a scalar result, got {describe(value)}{hint}")
     if shape != ():
@@ -235,7 +236,8 @@ def _seed(trace: ReverseTrace, result: Any) -> list[tuple[int, Any]]:
         )
     if value is result:  # nothing on this tape led to it
         return []
-    one = 1.0 if type(value) is float else namespace_of(value).ones_like(value)
+    scalar = type(value) is float or isinstance(value, np.generic)
+    one = type(value)(1) if scalar else namespace_of(value).ones_like(value)
     return [(result.node, one)]
 
 

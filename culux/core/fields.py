@@ -43,13 +43,28 @@ def frozen(value: Any) -> Any:
     return value
 
 
+_PLAIN: set[type] = {np.ndarray, bool, int, float, str, type(None)}  # never traced, never with anything in them
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a state is plain for certain: Trees of nothing but plain leaves. It is asked at every call."""
+    kind = type(value)
+    if kind is Tree:
+        for item in value.values():
+            if not is_plain(item):
+                return False
+        return True
+    return kind in _PLAIN
+
+
 def without_traces(value: Any) -> Any:
     """States with plain arrays for the traced ones and Trees for the mappings: nothing traced leaves a layer."""
-    kind = type(value)
-    if kind is np.ndarray or kind is bool:
+    if is_plain(value):
         return value
-    if kind is Tree:
-        return trusted({name: without_traces(item) for name, item in value.items()})
+    if isinstance(value, Mapping):
+        return trusted({name: without_traces(item) for name, item in Tree(value).items()})
+    if is_array(value):
+        _PLAIN.add(type(value))
     return tree.map(_plain, as_tree(value))
 
 

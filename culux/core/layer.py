@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NoReturn, dataclass_transform
 from culux import tree
 from culux.backends import is_float_array
 from culux.backends.registry import is_mixed, mixed_message
-from culux.core.fields import CHILDREN, constructor_call, frozen, layers_in, refuse_arrays, without_traces
+from culux.core.fields import CHILDREN, constructor_call, frozen, is_plain, layers_in, refuse_arrays, without_traces
 from culux.core.summary import summary
 from culux.core.view import View
 from culux.errors import (
@@ -136,13 +136,18 @@ def _device_error(error: Exception, x: Any, ps: Any, st: Any) -> DeviceError | N
 
 def _checked_state(st: Tree, new: Any) -> Tree:
     """A returned state: a Tree with the keys it had, and nothing traced in it."""
-    if not isinstance(new, Mapping):
+    if type(new) is not Tree and not isinstance(new, Mapping):
         raise LayerError(f"expected the returned state to be a Tree or a dict, got {describe(new)}")
     if new.keys() != st.keys():
         raise LayerError(
             f"expected the returned state to have the entries {', '.join(st) or 'none'}, "
             f"got {', '.join(new) or 'none'}; return st, or st.replace(name=value)"
         )
+    for name, entry in new.items():
+        if entry is not st[name] and not is_plain(entry):
+            break
+    else:
+        return new if type(new) is Tree else trusted(new)
     return trusted({name: entry if entry is st[name] else without_traces(entry) for name, entry in new.items()})
 
 

@@ -21,14 +21,14 @@ class _RecordMeta(type):
             return super().__call__(*args, **kwargs)
         except TypeError as error:
             if not isinstance(error, CuluxError):
-                cls._explain(error, args, kwargs)
+                cls._explain(args, kwargs)
             raise
 
-    def _explain(cls, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _explain(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         signature = inspect.signature(cls.__init__)  # type: ignore[misc]  # the class's own, as it was called
         try:
             signature.bind(None, *args, **kwargs)
-        except TypeError:
+        except TypeError as error:
             parameters = list(signature.parameters.values())[1:]
             check_keywords(cls.__name__, kwargs, [p.name for p in parameters])
             bare = [p.replace(annotation=p.empty) for p in parameters]

@@ -75,7 +75,7 @@ class View:
 
     def __getattr__(self, name: str) -> Any:
         layer = self._layer
-        children = getattr(layer, CHILDREN)
+        children = layer.__dict__[CHILDREN]
         if name in children:
             return self._child(name, children[name])
         if name in self._ps:

@@ -12,7 +12,20 @@ from culux.interop.torch_layer import copied
 from culux.layers import BatchNorm, Dense, Dropout, FlattenLayer, LayerNorm, NoOpLayer, WrappedFunction
 from culux.nn.activation import Activation
 
-__all__ = ["BatchNormFromTorch", "DenseFromTorch", "DropoutFromTorch", "FromTorch", "LayerNormFromTorch", "native"]
+__all__ = [
+    "BatchNormFromTorch",
+    "DenseFromTorch",
+    "DropoutFromTorch",
+    "FromTorch",
+    "LayerNormFromTorch",
+    "NoCounterpart",
+    "native",
+]
+
+
+class NoCounterpart(Exception):
+    """A torch module has no native layer; the text is the reason."""
+
 
 _Names = tuple[tuple[str, str], ...]  # pairs of a parameter's name in culux and in torch
 
@@ -63,7 +76,7 @@ class BatchNormFromTorch(FromTorch, BatchNorm):
         module: the torch module.
 
     Raises:
-        LayerError: for ``momentum=None``, which has no counterpart.
+        NoCounterpart: for ``momentum=None``, which has no counterpart.
     """
 
     torch_names = (("scale", "weight"), ("bias", "bias"))
@@ -88,7 +101,7 @@ class LayerNormFromTorch(FromTorch, LayerNorm):
         module: the torch module.
 
     Raises:
-        LayerError: for a scale without a bias, which has no counterpart.
+        NoCounterpart: for a scale without a bias, which has no counterpart.
     """
 
     torch_names = (("scale", "weight"), ("bias", "bias"))
@@ -113,7 +126,7 @@ class DropoutFromTorch(FromTorch, Dropout):
 
 def _expect(condition: bool, otherwise: str) -> None:
     if not condition:
-        raise LayerError(f"{otherwise} has no counterpart")
+        raise NoCounterpart(f"{otherwise} has no counterpart")
 
 
 def _flatten(module: Any) -> Layer:
@@ -172,7 +185,7 @@ def native(module: Any) -> Layer:
     """The native layer that computes what a torch module without children computes.
 
     Raises:
-        LayerError: where there is none; its text is the reason.
+        NoCounterpart: where there is none; its text is the reason.
     """
     import torch
 
@@ -180,5 +193,8 @@ def native(module: Any) -> Layer:
     make = _MAKERS.get(name)
     # Exactly torch's class: a subclass may compute something else.
     if make is None or type(module) is not getattr(torch.nn, name):
-        raise LayerError("no counterpart")
-    return make(module)
+        raise NoCounterpart("no counterpart")
+    try:
+        return make(module)
+    except LayerError as error:  # a value that the layer does not take
+        raise NoCounterpart(str(error)) from error

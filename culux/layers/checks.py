@@ -75,7 +75,8 @@ def shape_of(x: Any) -> tuple[int, ...]:
 
 def check_axis(shape: tuple[int, ...], axis: int, length: int) -> None:
     """Raise a `ShapeError` where an input of this shape has another length along `axis`."""
-    check_axis_exists(shape, axis)
+    if len(shape) <= axis or len(shape) < -axis:
+        check_axis_exists(shape, axis)
     if shape[axis] != length:
         raise ShapeError(f"expected x.shape[{axis}] == {length}, got {shape[axis]} (x has shape {tuple(shape)})")
 

@@ -67,6 +67,11 @@ class Layout:
         return tuple(self.slots.index(i) for i in range(len(self.segments)))
 
     @cached_property
+    def untrained(self) -> tuple[int, ...]:
+        """The leaves without a segment."""
+        return tuple(leaf for leaf, slot in enumerate(self.slots) if slot is None)
+
+    @cached_property
     def ties(self) -> tuple[tuple[int, int], ...]:
         """Pairs of segment and leaf for every further leaf of a segment."""
         return tuple((i, leaf) for leaf, i in enumerate(self.slots) if i is not None and self.owners[i] != leaf)
@@ -98,7 +103,7 @@ def layout_of(rule: Rule, ps: Any) -> tuple[Layout, list[Array]]:
     segments: list[Segment] = []
     arrays: list[Array] = []
     parts = [_part(dtype, lanes, segments, arrays) for dtype, lanes in groups.items()]
-    _check_one_device([s.path for s in segments], arrays)
+    _check_one_device([(s.path, array) for s, array in zip(segments, arrays, strict=True)])
     position = {segment.path: i for i, segment in enumerate(segments)}
     slots = tuple(position[first_path[id(leaf)]] if id(leaf) in first_path else None for _, leaf in named)
     return Layout(tree.structure(ps), slots, tuple(segments), tuple(parts)), arrays
@@ -122,7 +127,7 @@ def _is_trained(path: str, leaf: Any) -> bool:
     if is_float_array(leaf):
         return True
     if hasattr(leaf, "__culux_value__"):
-        raise DifferentiationError(f"{path} is a traced array; optimisers take plain ones, outside of gradient")
+        raise _traced(path)
     if is_layer(leaf):
         raise LayerError(f"expected parameters, got {describe(leaf)}; ps, st = culux.setup(rng, model)")
     kind = getattr(getattr(leaf, "dtype", None), "kind", "")
@@ -133,10 +138,14 @@ def _is_trained(path: str, leaf: Any) -> bool:
     raise DTypeError(f"{path}: expected an array, a number, a string or None, got {describe(leaf)}")
 
 
-def _check_one_device(paths: list[str], arrays: list[Array]) -> None:
-    for path, array in zip(paths, arrays, strict=True):
-        if is_mixed([arrays[0], array]):
-            raise DeviceError(mixed_message([arrays[0], array], (paths[0], path)))
+def _traced(what: str) -> DifferentiationError:
+    return DifferentiationError(f"{what}: expected plain arrays, got traced ones; update outside of culux.gradient")
+
+
+def _check_one_device(named: Sequence[tuple[str, Any]]) -> None:
+    for path, array in named:
+        if is_mixed([named[0][1], array]):
+            raise DeviceError(mixed_message([named[0][1], array], (named[0][0], path)))
 
 
 def collect(structure: Structure, node: Any, found: list[Any]) -> bool:
@@ -222,9 +231,10 @@ def _gather(
             return xp.concatenate(pieces, dtype=dtype, casting="unsafe")
         return np.concatenate(pieces, out=pool.empty(part.size, dtype), casting="unsafe")
     except (TypeError, ValueError) as error:
-        if is_mixed(pieces):
-            paths = [segment.path for segment in layout.segments]
-            _check_one_device(paths, [array for array in arrays if array is not None])
+        if any(hasattr(piece, "__culux_value__") for piece in pieces):
+            raise _traced(what) from error
+        named = [(f"{what}.{s.path}", a) for s, a in zip(layout.segments, arrays, strict=True) if a is not None]
+        _check_one_device(named)
         raise DTypeError(f"{what}: expected arrays like the parameters', got something else: {error}") from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -171,7 +172,7 @@ def adjust(opt_state: OptimizerState, **hypers: Any) -> OptimizerState:
         LayerError: for a hyper-parameter that no rule of the state has, or a value out of its range.
     """
     state = _state(opt_state)
-    known = [field for part in state.rule.parts() for field in part.__dataclass_fields__]
+    known = [field.name for part in state.rule.parts() for field in fields(part)]
     check_keywords(f"adjust of {state.rule!r}", hypers, dict.fromkeys(known))
     rule = state.rule.adjusted(hypers)
     return _replaced(state, rule=rule, _program=program_of(rule, state.layout))
@@ -223,7 +224,7 @@ def _update(state: OptimizerState, ps: Any, grads: Any, *, in_place: bool) -> tu
     state = _state(state)
     layout, known = state.layout, state._known
     leaves, arrays = _leaves(state, _parameters(ps))
-    gradients = _gradients(state, grads)
+    gradients = _gradients(state, leaves, grads)
     same = known is not None and _same(arrays, known.arrays)
     if known is not None and not same and arrays and _same(gradients, known.arrays):
         raise LayerError(f"grads are the parameters and ps are not: they came in the wrong order; {FORM}")
@@ -282,11 +283,15 @@ def _leaves(state: OptimizerState, ps: Any) -> tuple[list[Any], list[Array]]:
     return leaves, arrays
 
 
-def _gradients(state: OptimizerState, grads: Any) -> list[Any]:
+def _gradients(state: OptimizerState, parameters: list[Any], grads: Any) -> list[Any]:
     """The gradients of the segments; those of tied leaves are added."""
     layout, leaves = state.layout, list[Any]()
     if not collect(layout.structure, grads, leaves):
         raise mismatch(layout.structure, grads, "grads")
+    for i in layout.untrained:
+        if parameters[i] is None and leaves[i] is not None:
+            got = describe(leaves[i])
+            raise LayerError(f"grads have {got} where ps have None: they came in the wrong order; {FORM}")
     gradients = [leaves[i] for i in layout.owners]
     for i, leaf in layout.ties:
         both = [gradient for gradient in (gradients[i], leaves[leaf]) if gradient is not None]

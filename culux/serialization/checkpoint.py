@@ -65,13 +65,11 @@ def load(path: _Path, like: Any = None) -> Any:
             where it does not fit `like`, with every missing, unexpected and misshaped entry.
     """
     header, arrays = _read(path)
-    if any(name.startswith(_OWN) for name in header):
+    foreign = not any(name.startswith(_OWN) for name in header)
+    if not foreign:
         _verify(path, header, arrays)
-        description = header["culux.structure"]
-    else:
-        description = None
     try:
-        values = _nested(arrays) if description is None else decode(json.loads(description), arrays)
+        values = _nested(arrays) if foreign else decode(json.loads(header["culux.structure"]), arrays)
     except (CuluxError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds no tree: {error}") from error
     return values if like is None else shaped_like(path, values, like)
@@ -118,7 +116,9 @@ def _read(path: _Path, names: tuple[str, ...] | None = None) -> tuple[dict[str, 
         with safetensors.safe_open(os.fspath(path), "np") as opened:
             header = opened.metadata() or {}
             arrays = {name: opened.get_tensor(name) for name in (opened.keys() if names is None else names)}
-    except Exception as error:  # SafetensorError has no other base, and a missing ml_dtypes is an ImportError
+    except ImportError as error:
+        raise CheckpointError(f"{path} holds arrays whose dtype needs a package: {error}") from error
+    except Exception as error:  # SafetensorError has no other base
         pickled = magic.startswith((b"PK\x03\x04", b"\x80"))
         hint = "; it looks like a pickle of torch.save or the like, which culux does not read" if pickled else ""
         raise CheckpointError(
@@ -142,9 +142,9 @@ def _nested(arrays: Mapping[str, np.ndarray]) -> Tree:
     root: dict[str, Any] = {}
     for path, array in arrays.items():
         *parents, name = path.split(".")
-        node = root
+        node: Any = root
         for parent in parents:
-            node = node.setdefault(parent, {})
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict) or name in node:
             raise CheckpointError(f"{path!r} is both an array and a group of arrays")
         node[name] = array
@@ -164,14 +164,14 @@ def shaped_like(path: _Path, values: Any, like: Any) -> Any:
     problems: list[str] = []
     for name, template in leaves_with_path(like, is_leaf=_is_none):
         if name not in found:
-            problems.append(f"{name}: missing in the file (like= has {_kind(template)})")
+            problems.append(f"{name}: missing in the file (expected {_kind(template)})")
             continue
         value = found.pop(name)
         problem = _misfit(template, value)
         if problem is None and is_array(template):
             first, original, array = placed.get(id(template), (name, value, None))
             if original.tobytes() != value.tobytes():
-                problem = f"like= has one array here and at {first}, the file has two"
+                problem = f"expected one array here and at {first}, the file has two"
             elif array is None:
                 array = _place(value.copy() if id(value) in taken else value, template)
                 placed[id(template)] = (name, value, array)
@@ -182,7 +182,8 @@ def shaped_like(path: _Path, values: Any, like: Any) -> Any:
         fitted.append(value)
     problems += [f"{name}: not expected (the file has {_kind(value)})" for name, value in found.items()]
     if problems:
-        raise CheckpointError("\n  ".join([f"{path} does not fit like=, the two differ at:", *problems]))
+        title = f"{path} does not fit the tree that it is loaded into, they differ at:"
+        raise CheckpointError("\n  ".join([title, *problems]))
     return unflatten(structure(like, is_leaf=_is_none), fitted)
 
 

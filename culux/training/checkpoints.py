@@ -22,6 +22,9 @@ from culux.tree import Tree
 __all__ = ["check_finite", "checkpoint_file", "make_folder", "restore_run", "save_run"]
 
 _ENTRIES = ("train_state", "epoch", "data", "history", "callbacks")
+_WAYS_OUT = (
+    "the last checkpoint is as it was; try a smaller learning rate, culux.optim.clip_norm, or look at the input for NaN"
+)
 
 
 def checkpoint_file(path: str | os.PathLike[str]) -> Path:
@@ -63,8 +66,9 @@ def restore_run(file: Path, resume: str, run: Run, batches: Any) -> Mapping[str,
         raise CheckpointError(f"{file} is no checkpoint of fit; give another path, or start anew with resume='never'")
     run.train_state = shaped_like(file, values.train_state, run.train_state)
     run.epoch, run.history = values.epoch, History(values.history)
-    if values.data is not None:
-        _source(batches).position = values.data
+    source = _source(batches)
+    if values.data is not None and hasattr(source, "position"):
+        source.position = values.data
     return values.callbacks  # type: ignore[no-any-return]  # a Tree, as save_run wrote it
 
 
@@ -77,11 +81,6 @@ def check_finite(ts: TrainState, epoch: int) -> None:
     ]
     if bad:
         raise NonFiniteError(f"NaN or infinity after step {ts.step} (epoch {epoch}) in {', '.join(bad)}; {_WAYS_OUT}")
-
-
-_WAYS_OUT = (
-    "the last checkpoint is as it was; try a smaller learning rate, culux.optim.clip_norm, or look at the input for NaN"
-)
 
 
 def check_losses(losses: list[float], step: int, epoch: int) -> None:

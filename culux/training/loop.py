@@ -130,14 +130,14 @@ def _train(
     check_losses(means.read(), run.train_state.step, epoch)
     check_finite(run.train_state, epoch)
     row = {"step": run.train_state.step, **means.result()}
-    rate = _learning_rate(run.train_state)
+    rate = _learning_rate(run.train_state.optimizer_state)
     return row if rate is None else {**row, "learning_rate": rate}
 
 
-def _learning_rate(ts: TrainState) -> float | None:
+def _learning_rate(optimizer_state: optim.OptimizerState) -> float | None:
     """The learning rate of the last step, where the rule has one; the first, where it has several."""
-    for part in ts.optimizer_state.rule.parts():
-        rate = getattr(part.at(ts.step - 1), "learning_rate", None)
+    for part in optimizer_state.rule.parts():
+        rate = getattr(part.at(optimizer_state.step - 1), "learning_rate", None)
         if rate is not None:
             return float(rate)
     return None

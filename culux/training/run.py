@@ -31,6 +31,6 @@ class Run:
     loss: Any = None
     stopped: str = ""
 
-    def stop(self, reason: str) -> None:
-        """End the training after this epoch."""
+    def stop(self, reason: str = "a callback ended it") -> None:
+        """End the training after this epoch, for a reason that is shown."""
         self.stopped = reason

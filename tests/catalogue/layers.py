@@ -44,6 +44,10 @@ def affine(torch, ps, x, name):
     return torch.nn.functional.linear(x, ps[f"{name}.weight"], ps[f"{name}.bias"])
 
 
+def square(x):
+    return x * x
+
+
 def entries(**layers):
     """Paths and shapes of Dense layers by name: ``layer_1=(in_dims, out_dims)``."""
     found = {}
@@ -71,7 +75,7 @@ BASIC = [
         parameters={"weight": (1, 1)}, torch=dense,
     ),
     LayerCase(
-        "culux.layers.Dense", L.Dense(3, 5, lambda x: x * x), [normal(3)], label="function-1d", tolerance=5.0,
+        "culux.layers.Dense", L.Dense(3, 5, square), [normal(3)], label="function-1d", tolerance=5.0,
         parameters={"weight": (5, 3), "bias": (5,)}, torch=lambda t, ps, x: dense(t, ps, x) ** 2,
     ),
     LayerCase(
