@@ -25,8 +25,8 @@ demo: install-examples
 	$(PY) examples/digits.py
 
 # One BLAS thread each: small arrays are faster so, and the workers do not fight for cores.
-test test-slow: export OPENBLAS_NUM_THREADS ?= 1
-test test-slow: export OMP_NUM_THREADS ?= 1
+test test-slow bench: export OPENBLAS_NUM_THREADS ?= 1
+test test-slow bench: export OMP_NUM_THREADS ?= 1
 
 test: install-test
 	$(PY) -m pytest -q -p no:benchmark -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)

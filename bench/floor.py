@@ -21,9 +21,8 @@ class Buffers:
 
     def __init__(self, rows: int, width: int) -> None:
         shape = (rows, width)
-        self.normal, self.y, self.scratch = (np.empty(shape, np.float32) for _ in range(3))
-        self.positive = np.empty(shape, np.bool_)
-        self.mean, self.inverse, self.row = (np.empty(width, np.float32) for _ in range(3))
+        self.centred, self.y, self.scratch = (np.empty(shape, np.float32) for _ in range(3))
+        self.mean, self.inverse, self.factor, self.row = (np.empty(width, np.float32) for _ in range(4))
 
 
 class FloorMLP:
@@ -49,18 +48,16 @@ class FloorMLP:
         means, layers = self.buffers[rows]
         for i, (b, (running_mean, running_var)) in enumerate(zip(layers, self.running, strict=True)):
             weight, bias, scale, shift = self.parameters[4 * i : 4 * i + 4]
-            z = np.matmul(x, weight.T, out=b.normal)
-            z += bias
-            np.matmul(means, z, out=b.mean)
-            z -= b.mean
-            variance = np.matmul(means, np.multiply(z, z, out=b.scratch), out=b.inverse)
-            running_mean += MOMENTUM * (b.mean - running_mean)
+            z = np.matmul(x, weight.T, out=b.centred)
+            # The mean takes the bias away again, so only the running mean sees it.
+            z -= np.matmul(means, z, out=b.mean)
+            variance = np.matmul(means, np.multiply(z, z, out=b.y), out=b.row)
+            running_mean += MOMENTUM * (b.mean + bias - running_mean)
             running_var += MOMENTUM * (variance * np.float32(rows / (rows - 1)) - running_var)
-            np.divide(np.float32(1), np.sqrt(variance + EPSILON), out=b.inverse)
-            z *= b.inverse
-            y = np.multiply(z, scale, out=b.y)
+            b.inverse = np.float32(1) / np.sqrt(variance + EPSILON)
+            y = np.multiply(z, np.multiply(b.inverse, scale, out=b.factor), out=b.y)
             y += shift
-            x = np.maximum(y, np.float32(0), out=y)
+            x = np.clip(y, np.float32(0), np.float32(np.inf), out=y)  # a third of maximum's time
         weight, bias = self.parameters[-2:]
         return x @ weight.T + bias
 
@@ -92,17 +89,19 @@ class FloorMLP:
             np.matmul(ones, dy, out=d_bias)
             if i == 0:
                 return
-            b, scale = layers[i - 1], self.parameters[4 * i - 2]
+            b = layers[i - 1]
             d_scale, d_shift = self.gradients_[4 * i - 2 : 4 * i]
-            positive = np.greater(b.y, np.float32(0), out=b.positive)
+            positive = np.greater(b.y, np.float32(0), out=b.scratch, casting="unsafe")
             dy = np.matmul(dy, weight, out=b.y)
             dy *= positive
             np.matmul(ones, dy, out=d_shift)
-            np.matmul(ones, np.multiply(dy, b.normal, out=b.scratch), out=d_scale)
-            b.normal *= np.multiply(d_scale, factor, out=b.row)
-            dy -= b.normal
-            dy -= np.multiply(d_shift, factor, out=b.row)
-            dy *= np.multiply(scale, b.inverse, out=b.row)
+            np.matmul(ones, np.multiply(dy, b.centred, out=b.scratch), out=d_scale)
+            d_scale *= b.inverse
+            # dx = factor * (dy - mean(dy) - normal * mean(dy * normal)), normal being centred * inverse
+            dy *= b.factor
+            b.centred *= np.multiply(d_scale, b.factor * b.inverse * factor, out=b.row)
+            dy -= b.centred
+            dy -= np.multiply(d_shift, b.factor * factor, out=b.row)
 
     def step(self, x: np.ndarray, labels: np.ndarray) -> float:
         """One step of Adam; the loss before it."""

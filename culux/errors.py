@@ -227,12 +227,13 @@ def check_keywords(name: str, keywords: Iterable[str], accepted: Iterable[str]) 
         )
 
 
-def missing_attribute(owner: str, name: str) -> AttributeError:
+def missing_attribute(owner: str, name: str, layers: Iterable[str] = ()) -> AttributeError:
     """The error for an attribute that `owner` lacks: the culux form where `name` is another framework's."""
     culux_form = FOREIGN_METHODS.get(name)
     if culux_form is not None:
         return SpellingError(f"{owner} has no .{name}(): {culux_form}")
-    return AttributeError(f"{owner!s} has no attribute {name!r}")
+    listed = ", ".join(layers)
+    return AttributeError(f"{owner} has no attribute {name!r}" + (f"; its layers are: {listed}" if listed else ""))
 
 
 def describe(value: Any) -> str:

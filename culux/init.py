@@ -331,7 +331,7 @@ class Sparse(Initialiser):
 
 @dataclass(frozen=True, repr=False)
 class Identity(Initialiser):
-    """The identity map: `gain` on the diagonal of (out, in), at the centre of a kernel; zeros for a vector."""
+    """The identity map: `gain` on the diagonal of (out, in), at index n // 2 of a kernel; zeros for a vector."""
 
     gain: float = 1.0
 
@@ -339,7 +339,7 @@ class Identity(Initialiser):
         """`gain` where output i reads input i, at the centre of the kernel."""
         drawn = np.zeros(shape)
         if len(shape) > 1:
-            centre = tuple((n - 1) // 2 for n in shape[2:])
+            centre = tuple(n // 2 for n in shape[2:])
             for i in range(min(shape[:2])):
                 drawn[(i, i, *centre)] = self.gain
         return drawn

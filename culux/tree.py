@@ -154,9 +154,6 @@ def _brief(value: Any) -> str:
     return repr(value)
 
 
-# --------------------------------------------------------------------------------------- nodes
-
-
 @runtime_checkable
 class TreeNode(Protocol):
     """A class whose objects are nodes: named children, and the rest as a hashable value."""
@@ -232,9 +229,6 @@ def _rebuild(kind: type, names: tuple[str, ...], children: list[Any], static: Ha
     if hasattr(kind, "__tree_unflatten__"):
         return kind.__tree_unflatten__(static, dict(zip(names, children, strict=True)))
     return kind(*children)
-
-
-# --------------------------------------------------------------------------------------- walks
 
 
 def flatten(tree: Any, is_leaf: IsLeaf = None) -> tuple[list[Any], Structure]:
@@ -356,9 +350,6 @@ def reduce(f: Callable[[Any, Any], Any], tree: Any, initializer: Any = _NO_INITI
     """``f(...f(f(initializer, leaf_1), leaf_2)..., leaf_n)``; without an initializer it starts at leaf_1."""
     values = leaves(tree, is_leaf)
     return functools.reduce(f, values) if initializer is _NO_INITIAL else functools.reduce(f, values, initializer)
-
-
-# --------------------------------------------------------------------------------------- selection
 
 
 def matches(path: str, pattern: str) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import culux
 from culux import nn
 from culux.autodiff.tape import ReverseTrace
-from culux.errors import LayerError
+from culux.errors import DTypeError, LayerError
 from culux.nn import activations
 from tests.support import requires
 
@@ -132,6 +132,19 @@ def test_half_precision_is_computed_in_float32(record):
     np.testing.assert_allclose(dx, reference, rtol=1e-2, atol=2e-3)
 
 
+@over(EVERY)
+def test_numbers_are_taken(record):
+    array = np.array([0.7])
+    assert float(record(0.7)) == record(array)[0]
+    assert culux.gradient(lambda x: record(x), 0.7) == gradient(record, array)[0]
+
+
+def test_integers_are_refused():
+    with pytest.raises(DTypeError, match=r"gelu: expected a float array, got int64 array of shape \(2,\); x\.astype\("):
+        nn.gelu(np.array([1, 2]))
+    assert nn.identity(np.array([1, 2])).tolist() == [1, 2]
+
+
 def test_bfloat16_is_kept():
     bfloat16 = requires("ml_dtypes").bfloat16
     x = np.linspace(-3, 3, 7).astype(bfloat16)
@@ -175,6 +188,19 @@ def test_a_record_of_a_user_is_enough():
     assert gradient(square, x).tolist() == [[2, -4]]
     assert culux.gradient(lambda w: nn.dense(x, w, activation=square).sum(), np.ones((1, 2))).tolist() == [[-2, 4]]
     assert culux.gradient(lambda x: gradient(square, x).sum(), x).tolist() == [[2, 2]]
+
+
+def test_a_derivative_that_is_x_itself_is_not_overwritten():
+    class HalfSquare(nn.Activation):
+        def forward(self, xp, x):
+            return x * x / 2
+
+        def derivative(self, xp, x, y):
+            return x
+
+    x = np.array([1.0, -2.0])
+    assert culux.gradient(lambda x: (HalfSquare()(x) * 3).sum(), x).tolist() == [3, -6]
+    assert x.tolist() == [1, -2]
 
 
 @pytest.mark.parametrize("T", ["float", "double"])

@@ -140,7 +140,8 @@ def is_documented(owner: str, name: str) -> bool:
     if inspect.ismodule(value) or inspect.isroutine(value):
         return bool(doc)
     if isinstance(value, type):
-        return bool(doc) and not doc.startswith(f"{value.__name__}(")
+        own = bool(doc) and not doc.startswith(f"{value.__name__}(")
+        return own or has_attribute_docstring(owner, name)
     return (bool(doc) and doc != type(value).__doc__) or has_attribute_docstring(owner, name)
 
 

@@ -236,6 +236,15 @@ def test_a_returned_state_has_the_keys_it_had():
         NoPair(3)(X, *culux.setup(0, NoPair(3)))
 
 
+def test_a_returned_state_keeps_its_order():
+    class Reorders(Affine):
+        def __call__(self, x, ps, st):
+            return x, {"calls": 1, "shift": st.shift}
+
+    ps, st = culux.setup(0, Reorders(3))
+    assert list(Reorders(3)(X, ps, st)[1]) == list(st)
+
+
 def test_a_call_without_ps_and_st_says_the_call():
     for arguments in ((X,), (X, None, None), (X, np.ones(3), {}), (X, {}, 3)):
         with pytest.raises(LayerError, match=r"expected (ps|st) to be a Tree or a dict.*y, st = model\(x, ps, st\)"):
@@ -478,6 +487,13 @@ def test_functors_in_functors_say_themselves_what_is_trained():
     np.testing.assert_array_equal(found.inner.B, np.full((2, 2), 2.0))
 
 
+def test_a_functor_comes_out_of_a_trace_with_plain_arrays():
+    m = Model(np.eye(2), np.ones((2, 2)))
+    (_, seen), _ = culux.value_and_gradient(lambda m: (m(np.ones(2)).sum(), [m]), m, has_aux=True)
+    assert type(seen[0]) is Model
+    assert type(seen[0].B) is np.ndarray
+
+
 def test_a_subclass_of_a_functor_has_its_own_fields():
     @culux.functor
     class More(Model):
@@ -534,7 +550,7 @@ def test_wrong_arguments_of_setup():
         culux.setup(0, 3)
     with pytest.raises(LayerError, match=r"expected device=culux\.device"):
         culux.setup(0, Affine(3), device="cuda")
-    with pytest.raises(DTypeError, match="expected dtype to be a float, such as 'float64', got 'int32'"):
+    with pytest.raises(DTypeError, match="expected one of float16, float32, float64, bfloat16, got int32"):
         culux.setup(0, Affine(3), dtype=np.int32)
 
 
@@ -543,6 +559,11 @@ def test_setup_converts_floats_only(dtype):
     ps, st = culux.setup(0, Affine(3), dtype=dtype)
     assert ps.w.dtype == st.shift.dtype == np.dtype(dtype)
     assert st.calls == 0
+
+
+def test_setup_converts_to_bfloat16():
+    requires("ml_dtypes")
+    assert culux.setup(0, Affine(3), dtype="bfloat16")[0].w.dtype.name == "bfloat16"
 
 
 def test_setup_moves_to_a_device():
@@ -603,6 +624,8 @@ def test_apply():
 
 def test_output_shape_of_a_layer_that_does_not_say():
     assert culux.output_shape(Affine(3), [5, 3]) == (5, 3)
+    with pytest.raises(LayerError, match=r"expected input_shape to be a tuple such as \(batch, features\), got int 5"):
+        culux.output_shape(Affine(3), 5)
     with pytest.raises(LayerError, match=r"in Plain\(\): Plain\(\) does not say its output shape; define output_shape"):
         culux.output_shape(Plain(), (1,))
 
@@ -820,11 +843,11 @@ def test_no_traced_value_stays_in_a_stateful_layer():
     m = culux.StatefulLayer(model, *culux.setup(0, model))
 
     def loss(traced):
-        y = traced(X)
+        y = m(X, traced.ps) + traced(X)
+        m.inner.list = [traced.inner(X)]
+        m.inner.deep = {"pair": (y, 2 * y)}
         traced.last = 2 * y
         traced.inner.y = y
-        m.inner.list = [traced.inner(X)]
-        m(X, traced.ps)
         return y.sum()
 
     culux.gradient(loss, m)

@@ -193,7 +193,7 @@ def test_arrays_on_two_devices(layer, standin_cupy):
         (lambda: Dense(2, 4, act=relu), "Dense takes no act=; culux calls it activation"),
         (lambda: Dense(2, 4, use_bais=False), "Dense takes no use_bais= (did you mean 'use_bias'?); it takes in_"),
         (lambda: Dense(2, 4, relu, False), "it is Dense(in_dims, out_dims, activation=identity, *, use_bias=True, "),
-        (lambda: Dense(2), "missing 1 required positional argument: 'out_dims'; it is Dense(in_dims, out_dims, "),
+        (lambda: Dense(2), "Dense: missing a required argument: 'out_dims'; it is Dense(in_dims, out_dims, "),
         (lambda: BatchNorm(num_features=3), "culux calls it channels, the first argument: BatchNorm(channels)"),
         (lambda: BatchNorm(3, eps=1e-3), "BatchNorm takes no eps=; culux calls it epsilon"),
         (lambda: BatchNorm(3, track_running_stats=False), "culux calls it track_stats"),
@@ -235,4 +235,8 @@ def test_an_unknown_attribute_is_an_attribute_error():
     assert not hasattr(Dense(2, 4), "wieght")
     with pytest.raises(AttributeError, match="the layer Dense has no attribute 'wieght'"):
         Dense(2, 4).wieght  # noqa: B018 (the access is the test)
+    with pytest.raises(
+        AttributeError, match="the layer Chain has no attribute 'layer_3'; its layers are: layer_1, layer_2"
+    ):
+        Chain(relu, relu).layer_3  # noqa: B018 (the access is the test)
     assert copy.copy(Dense(2, 4)) == Dense(2, 4)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 
 import numpy as np
 import pytest
@@ -66,6 +68,10 @@ SPELLINGS = {
     "np.clip": (lambda t: np.clip(t, 0.8, 1.5), lambda t: cnp.clip(t, 0.8, 1.5)),
     "np.clip a_max=": (lambda t: np.clip(a=t, a_min=None, a_max=1.5), lambda t: cnp.minimum(t, 1.5)),
     "np.concatenate": (lambda t: np.concatenate([X, t]), lambda t: cnp.concatenate([X, t])),
+    "np.concatenate list": (
+        lambda t: np.concatenate([t[0], [1.0]]),
+        lambda t: cnp.pad(t[0], (0, 1), constant_values=1),
+    ),
     "np.stack": (lambda t: np.stack([t, X], axis=-1), lambda t: cnp.stack([t, X], axis=-1)),
     "np.vstack": (lambda t: np.vstack([t, X]), lambda t: cnp.concatenate([t, X])),
     "np.split": (lambda t: np.split(t, 2, axis=1)[0], lambda t: t[:, :2]),
@@ -208,6 +214,8 @@ def test_a_function_without_a_rule_is_named(call, name):
         (np.asarray, "a NumPy array"),
         (np.array, "a NumPy array"),
         (lambda t: np.array([t, t]), "a NumPy array"),
+        (copy.deepcopy, "a deep copy"),
+        (pickle.dumps, "a pickle"),
         (lambda t: np.zeros(3)[t], "a Python number|a NumPy array"),
     ],
 )

@@ -103,6 +103,13 @@ def test_spread_is_that_of_torch(record, spelling, options, shape):
         assert np.abs(ours).max() == pytest.approx(np.abs(theirs).max(), rel=0.01)
 
 
+def test_the_identity_of_kernels_is_that_of_torch():
+    torch = requires("torch")
+    for shape in ((3, 5, 4), (5, 3, 3, 2), (2, 2, 1, 2, 3)):
+        np.testing.assert_array_equal(made(init.identity, shape), torch.nn.init.dirac_(torch.empty(shape)).numpy())
+    assert not made(init.identity, (5,)).any()
+
+
 def test_orthogonal_is_uniform_over_rotations():
     # Without the signs of R the first element of Q would always be negative.
     signs = {bool(made(init.orthogonal, (3, 3), seed=seed)[0, 0] > 0) for seed in range(20)}

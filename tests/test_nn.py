@@ -193,6 +193,16 @@ def test_large_means_do_not_lose_the_variance(shape, activation):
     assert y.dtype == np.float32
 
 
+def test_large_means_do_not_lose_the_gradient():
+    x = (normal(100_000, 2) + 1e4).astype(np.float32)
+    dy = normal(100_000, 2, seed=1, dtype=np.float32) + 10 * (x - np.float32(1e4))
+
+    def dx(x):
+        return culux.vjp(lambda x: nn.batchnorm(x, None, None, None, None, training=True)[0], x)[1](dy)[0]
+
+    np.testing.assert_allclose(dx(x), dx(x.astype(np.float64)), atol=1e-3)
+
+
 def test_statistics_of_float16_are_float32():
     x = (normal(3000, 2) * 100).astype(np.float16)
     zeros, ones = np.zeros(2, np.float32), np.ones(2, np.float32)
@@ -256,6 +266,10 @@ def test_rows_of_nothing_but_minus_infinity():
 def test_cross_entropy_of_large_logits():
     x, labels = np.array([[1e4, -1e4], [1e4, -1e4]], np.float32), np.array([0, 1])
     assert nn.softmax_cross_entropy(x, labels).tolist() == [0, 2e4]
+    even = np.full((1, 3), 1e4, np.float32)
+    for smoothing in (0.0, 0.3):
+        loss = nn.softmax_cross_entropy(even, np.array([1]), label_smoothing=smoothing)
+        np.testing.assert_allclose(loss, [np.log(3)], rtol=1e-6)
     found = culux.gradient(lambda x: nn.softmax_cross_entropy(x, labels).sum(), x)
     assert found.tolist() == [[0, 0], [1, -1]]
 
@@ -292,7 +306,7 @@ def test_ignored_examples_have_no_loss_and_no_gradient():
         (normal(2, 3), normal(2), {}, DTypeError, r"expected integer labels, got float64 array of shape \(2,\)"),
         (normal(2, 3), np.ones((2, 3), int), {}, DTypeError, r"labels of the logits' shape: expected x to be a float"),
         (normal(2, 3), normal(2, 3), {"ignore_index": 0}, LayerError, r"ignore_index is for integer labels; these are"),
-        (normal(2, 3), np.array([0, 1]), {"label_smoothing": 2}, LayerError, r"expected 0 <= label_smoothing <= 1, got 2"),
+        (normal(2, 3), np.array([0, 1]), {"label_smoothing": 2}, LayerError, r"0 <= label_smoothing <= 1, got 2"),
     ],
 )  # fmt: skip
 def test_cross_entropy_refuses_what_does_not_fit(logits, labels, options, error, message):

@@ -129,6 +129,23 @@ def test_half_precision_cotangents_accumulate_in_float32():
     assert culux.gradient(lambda a: (rows[:, 0] + a).sum(), 0.0) == 4096
 
 
+def test_bfloat16_is_kept_and_accumulates_in_float32():
+    bfloat16 = requires("ml_dtypes").bfloat16
+    ones = np.ones((1, 4096), bfloat16)
+    for f in (
+        cnp.sum,
+        lambda x: x @ x.T,
+        lambda x: cnp.matmul(x, x.T),
+        lambda x: cnp.maximum(x, x * 0).sum(),
+        lambda x: cnp.where(x > 0, x, 0).sum(),
+        lambda x: x[[0]].sum(),
+        lambda x: 4096 * cnp.mean(x),
+    ):
+        value, found = culux.value_and_gradient(lambda x, f=f: cnp.sum(f(x)), ones)
+        assert value == 4096
+        assert value.dtype == found.dtype == bfloat16
+
+
 # Kinks and special values.
 
 
@@ -188,6 +205,11 @@ def test_where_lets_no_infinite_cotangent_through():
         cotangent = np.array([np.inf, np.nan, -3], dtype)
         _, pullback = culux.vjp(lambda x: cnp.where(np.array([False, False, True]), x, 0), np.ones(3, dtype))
         np.testing.assert_array_equal(pullback(cotangent)[0], np.array([0, 0, -3], dtype))
+
+
+def test_long_doubles_have_masks_too():
+    x = X.astype(np.longdouble)
+    np.testing.assert_array_equal(slope(lambda x: cnp.where(X > 0, x, 0) * 2, x), (X > 0) * 2)
 
 
 def test_nan_in_the_branch_not_taken_stays_out_of_the_value():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 import culux
 from culux import Tree, errors, optim, tree
 from culux.optim import Adam, AdamW, Descent, Momentum, RMSProp, chain, clip_norm, groups, schedules
-from culux.optim.buffers import SMALL
+from culux.optim.buffers import SMALL, Pool
 from culux.optim.flat import ALIGNMENT
 from culux.optim.program import BLOCK
 from culux.optim.state import own
@@ -115,14 +116,34 @@ def test_memory_is_used_again_only_when_nothing_refers_to_it():
         assert list(view) == [-i] * 3
 
 
-def test_the_pool_uses_memory_again():
-    ps = {"w": np.zeros(SMALL)}
-    state = optim.setup(Descent(1.0), ps)
-    addresses = set()
-    for _ in range(20):
-        state, ps = optim.update(state, ps, {"w": np.ones(SMALL)})
-        addresses.add(ps["w"].ctypes.data)
-    assert len(addresses) <= 4
+def test_the_pool_gives_memory_again_when_the_last_view_has_gone():
+    pool = Pool()
+    buffer = pool.empty(SMALL, "float64")
+    address, view = buffer.ctypes.data, buffer[3:5]
+    del buffer
+    assert not np.shares_memory(pool.empty(SMALL, "float64"), view)
+    del view
+    elsewhere = np.empty(8 * SMALL, np.uint8)  # would take the memory if the pool had let it go
+    found = {pool.empty(SMALL, "float64").ctypes.data for _ in range(3)} | {elsewhere.ctypes.data}
+    both = [pool.empty(SMALL, "float64"), pool.empty(SMALL, "float64")]
+    assert address in {array.ctypes.data for array in both}
+    assert len(found) == 2
+
+
+def test_one_state_is_updated_in_many_threads():
+    ps = {"w": np.random.default_rng(0).standard_normal(SMALL)}
+    state, ps = optim.update(optim.setup(Adam(0.1), ps), ps, {"w": np.ones(SMALL)})
+
+    def train(k):
+        opt, mine = state, ps
+        for _ in range(10):
+            opt, mine = optim.update(opt, mine, {"w": np.full(SMALL, float(k))})
+        return mine["w"].copy()
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(train, range(8)))
+    for k, w in enumerate(found):
+        np.testing.assert_array_equal(w, train(k))
 
 
 # In place, for loops that own what they update.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_the_same(tmp_path):
     command = [sys.executable, "-m", "tests.test_resume", str(tmp_path)]
     resumed_at = []
     for after in (3, 7, 8):  # steps of each life; an epoch has 5
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=os.getcwd()) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
             steps = [int(process.stdout.readline()) for _ in range(after)]
             process.send_signal(signal.SIGKILL)
         resumed_at.append(steps[0])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from culux.tree import Tree
 from tests.standin_cupy.fixture import standin_cupy  # noqa: F401 (a fixture)
 from tests.support import requires
 
+ROOT = Path(__file__).parents[1]
 Pair = namedtuple("Pair", "left right")
 
 
@@ -79,12 +81,17 @@ def test_bfloat16_and_memmaps_come_back(path, tmp_path):
     assert_same(again(path, {"x": np.load(tmp_path / "a.npy", mmap_mode="r")})["x"], np.arange(3))
 
 
-def test_bfloat16_without_ml_dtypes(path, monkeypatch):
+@pytest.mark.parametrize(
+    ("before", "printed"),
+    [("", "bfloat16"), ("sys.modules['ml_dtypes'] = None", "holds bfloat16 arrays, which need the package ml_dtypes")],
+)
+def test_bfloat16_in_a_process_that_has_not_imported_it(path, before, printed):
     ml_dtypes = requires("ml_dtypes")
     save(path, {"x": np.zeros(2, ml_dtypes.bfloat16)})
-    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-    with pytest.raises(CheckpointError, match=r"holds arrays whose dtype needs a package: .*ml_dtypes"):
-        load(path)
+    lines = ["import sys", before, "from culux.serialization import load", "print(load(sys.argv[1]).x.dtype)"]
+    command = [sys.executable, "-c", "\n".join(lines), str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert printed in run.stdout + run.stderr
 
 
 SCALARS = [True, False, 0, -1, 2**5000, "text é", "", "\ud800", None, 0.1, -0.0, math.inf, -math.inf, math.nan, 5e-324]
@@ -371,7 +378,7 @@ def test_a_killed_writer_leaves_a_whole_file(path):
     rng = np.random.default_rng(0)
     for _ in range(5):
         command = [sys.executable, "-c", WRITER, str(path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as writer:
             written = int(writer.stdout.readline())
             time.sleep(rng.uniform(0, 0.05))
             writer.send_signal(signal.SIGKILL)

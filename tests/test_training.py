@@ -334,11 +334,8 @@ def test_refused_arguments(arguments, error, text):
 
 
 def test_a_history_prints_as_a_table():
-    rows = [
-        {"epoch": 1, "step": 5, "loss": 0.123456, "seconds": 1.234},
-        {"epoch": 2, "step": 10, "loss": 1e-7, "seconds": 0},
-    ]
-    history = History(tuple(map(culux.Tree, rows)))
+    rows = [(1, 5, 0.123456, 1.234), (2, 10, 1e-7, 0)]
+    history = History(tuple(culux.Tree(epoch=e, step=n, loss=loss, seconds=s) for e, n, loss, s in rows))
     assert str(history).splitlines() == [
         "epoch   step      loss   seconds",
         "    1      5    0.1235      1.23",

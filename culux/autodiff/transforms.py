@@ -102,7 +102,7 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         def seed(path: str, output: Any, value: Any, cotangent: Any) -> None:
             _check_cotangent(path, value, cotangent)
             if isinstance(output, Tracer) and output.trace is trace:
-                seeds.append((output.node, cotangent))
+                seeds.append((output.node, _like(value, cotangent)))
 
         tree.map_with_path(seed, result, y, dy)
         cotangents = backward(trace.tape, seeds, count, once=False)
@@ -160,7 +160,7 @@ class _Input:
         self.first = len(trace.tape)
         self.wanted: list[bool] = []  # which leaves have a gradient
         name = "the argument" if count == 1 else f"argument {position + 1}"
-        if (is_array(value) and not is_float_array(value)) or type(value) is int:
+        if (is_array(value) and not is_float_array(value)) or isinstance(value, (int, np.integer, np.bool_)):
             raise DifferentiationError(
                 f"{name} is {describe(value)}: only floats have a gradient; convert it (x.astype('float32'), 3.0) "
                 "or close over it: gradient(lambda ps: f(ps, labels), ps)"
@@ -227,7 +227,7 @@ def _seed(trace: ReverseTrace, result: Any) -> list[tuple[int, Any]]:
     """The cotangent 1 of a scalar result; an error for any other."""
     value = trace.lower(result)
     shape = getattr(value, "shape", () if isinstance(value, (int, float)) else None)
-    if shape is None or getattr(value, "dtype", type(value)) == bool:
+    if shape is None or type(value) is bool or getattr(value, "dtype", None) == np.bool_:
         hint = "; is a return missing?" if value is None else "; with (value, aux) pass has_aux=True"
         raise DifferentiationError(f"expected a scalar result, got {describe(value)}{hint}")
     if shape != ():
@@ -239,6 +239,14 @@ def _seed(trace: ReverseTrace, result: Any) -> list[tuple[int, Any]]:
     scalar = type(value) is float or isinstance(value, np.generic)
     one = type(value)(1) if scalar else namespace_of(value).ones_like(value)
     return [(result.node, one)]
+
+
+def _like(value: Any, cotangent: Any) -> Any:
+    """A cotangent in the dtype of the value that it belongs to."""
+    dtype, given = getattr(value, "dtype", None), getattr(cotangent, "dtype", None)
+    if dtype is None or dtype == given:
+        return cotangent
+    return namespace_of(value).full_like(value, cotangent) if given is None else cotangent.astype(dtype)
 
 
 def _check_cotangent(path: str, value: Any, cotangent: Any) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from culux import tree
 from culux.backends import is_array
-from culux.errors import LayerError, describe
+from culux.errors import CuluxError, LayerError, check_keywords, describe
 from culux.tree import Tree, as_tree, trusted
 
 CHILDREN = "_culux_children"  # set when a layer freezes: its sublayers by name
@@ -104,6 +104,21 @@ def constructor_call(record: Any) -> str:
         else:
             arguments.append(named_or_repr(value))
     return f"{cls.__name__}({', '.join(arguments)})"
+
+
+def explain_call(cls: type, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise a `LayerError` where a `TypeError` of ``cls(*args, **kwargs)`` comes from arguments that do not fit."""
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]  # the class's own, as it was called
+    parameters = list(signature.parameters.values())[1:]
+    if isinstance(error, CuluxError) or any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    try:
+        signature.bind(None, *args, **kwargs)
+    except TypeError as misfit:
+        check_keywords(cls.__name__, kwargs, [p.name for p in parameters])
+        bare = [p.replace(annotation=p.empty) for p in parameters]
+        form = str(signature.replace(parameters=bare, return_annotation=signature.empty))
+        raise LayerError(f"{cls.__name__}: {misfit}; it is {cls.__name__}{form}") from error
 
 
 def _default(cls: type, parameter: inspect.Parameter) -> Any:

@@ -9,12 +9,13 @@ import numpy as np
 
 from culux import tree
 from culux.backends import is_float_array
+from culux.backends.dtypes import float_dtype
 from culux.backends.registry import backend_of
 from culux.core.fields import is_layer
 from culux.core.layer import Layer
 from culux.core.summary import count
 from culux.core.view import StatefulLayer
-from culux.errors import DTypeError, EntryError, LayerError, describe, locate, nearest
+from culux.errors import EntryError, LayerError, describe, locate, nearest
 from culux.tree import Tree, as_tree, trusted
 
 __all__ = [
@@ -47,11 +48,13 @@ def setup(
 
     Raises:
         LayerError: for another rng or a `layer` that is none (a TypeError that shows the call).
+        DTypeError: for a dtype that is no float.
     """
     generator = _generator(rng, layer)
     ps, st = _layer(layer)._gather(generator, "initial_parameters"), layer._gather(generator, "initial_states")
     if dtype is not None:
-        ps, st = _convert(ps, dtype), _convert(st, dtype)
+        wanted = float_dtype(dtype)
+        ps, st = _convert(ps, wanted), _convert(st, wanted)
     if device is None:
         return ps, st
     if not callable(device):
@@ -104,6 +107,8 @@ def output_shape(layer: Layer, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         ShapeError: where the layer does not take such an `x`.
         LayerError: for a custom layer that does not define `output_shape`.
     """
+    if not isinstance(input_shape, tuple | list):
+        raise LayerError(f"expected input_shape to be a tuple such as (batch, features), got {describe(input_shape)}")
     try:
         return _layer(layer).output_shape(tuple(input_shape))
     except Exception as error:
@@ -185,9 +190,6 @@ def _generator(rng: Any, layer: Any) -> np.random.Generator:
     )
 
 
-def _convert(entries: Tree, dtype: Any) -> Tree:
-    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
-    if "float" not in name:
-        raise DTypeError(f"expected dtype to be a float, such as 'float64', got {name!r}; only floats are converted")
+def _convert(entries: Tree, dtype: np.dtype[Any]) -> Tree:
     converted: Tree = tree.map(lambda a: backend_of(a).astype(a, dtype) if is_float_array(a) else a, entries)
     return converted

@@ -18,7 +18,16 @@ from typing import Any, ClassVar, NoReturn, dataclass_transform
 from culux import tree
 from culux.backends import is_float_array
 from culux.backends.registry import is_mixed, mixed_message
-from culux.core.fields import CHILDREN, constructor_call, frozen, is_plain, layers_in, refuse_arrays, without_traces
+from culux.core.fields import (
+    CHILDREN,
+    constructor_call,
+    explain_call,
+    frozen,
+    is_plain,
+    layers_in,
+    refuse_arrays,
+    without_traces,
+)
 from culux.core.summary import summary
 from culux.core.view import View
 from culux.errors import (
@@ -27,7 +36,6 @@ from culux.errors import (
     EntryError,
     FrozenError,
     LayerError,
-    check_keywords,
     describe,
     is_located,
     locate,
@@ -46,23 +54,10 @@ class _LayerMeta(ABCMeta):
         try:
             layer = super().__call__(*args, **kwargs)
         except TypeError as error:
-            cls._explain(error, args, kwargs)
+            explain_call(cls, error, args, kwargs)
             raise
         layer._freeze()
         return layer
-
-    def _explain(cls, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        signature = inspect.signature(cls.__init__)  # type: ignore[misc]  # the class's own, as it was called
-        parameters = list(signature.parameters.values())[1:]
-        if isinstance(error, LayerError) or any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return
-        try:
-            signature.bind(None, *args, **kwargs)
-        except TypeError:
-            check_keywords(cls.__name__, kwargs, [p.name for p in parameters])
-            bare = [p.replace(annotation=p.empty) for p in parameters]
-            form = str(signature.replace(parameters=bare, return_annotation=signature.empty))
-            raise LayerError(f"{cls.__name__}: {error}; it is {cls.__name__}{form}") from error
 
 
 def _checked(call: Callable[..., Any]) -> Callable[..., tuple[Any, Tree]]:
@@ -135,19 +130,21 @@ def _device_error(error: Exception, x: Any, ps: Any, st: Any) -> DeviceError | N
 
 
 def _checked_state(st: Tree, new: Any) -> Tree:
-    """A returned state: a Tree with the keys it had, and nothing traced in it."""
+    """A returned state: a Tree with the keys that `st` has, in its order, and nothing traced in it."""
     if type(new) is not Tree and not isinstance(new, Mapping):
         raise LayerError(f"expected the returned state to be a Tree or a dict, got {describe(new)}")
-    if new.keys() != st.keys():
-        raise LayerError(
-            f"expected the returned state to have the entries {', '.join(st) or 'none'}, "
-            f"got {', '.join(new) or 'none'}; return st, or st.replace(name=value)"
-        )
+    if list(new) != list(st):
+        if new.keys() != st.keys():
+            raise LayerError(
+                f"expected the returned state to have the entries {', '.join(st) or 'none'}, "
+                f"got {', '.join(new) or 'none'}; return st, or st.replace(name=value)"
+            )
+        new = {name: new[name] for name in st}  # another order would be another structure
     for name, entry in new.items():
         if entry is not st[name] and not is_plain(entry):
             break
     else:
-        return new if type(new) is Tree else trusted(new)
+        return new if type(new) is Tree else trusted(dict(new))
     return trusted({name: entry if entry is st[name] else without_traces(entry) for name, entry in new.items()})
 
 
@@ -276,10 +273,10 @@ class Layer(metaclass=_LayerMeta):
         raise FrozenError(f"{self!r} is frozen")
 
     def __getattr__(self, name: str) -> Any:
-        child = self.__dict__.get(CHILDREN, {}).get(name)
-        if child is None:
-            raise missing_attribute(f"the layer {type(self).__name__}", name)
-        return child
+        children = self.__dict__.get(CHILDREN, {})
+        if name not in children:
+            raise missing_attribute(f"the layer {type(self).__name__}", name, children)
+        return children[name]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Layer):

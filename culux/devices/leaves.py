@@ -10,13 +10,13 @@ import numpy as np
 
 from culux import tree
 from culux.backends import Array, Backend, backend_of, get_backend, is_array
+from culux.backends.dtypes import float_dtype
 from culux.errors import DifferentiationError, DTypeError, LayerError, describe
 
 __all__ = ["as_array", "check_not_layer", "float_dtype", "move", "to_numpy", "untraced"]
 
 _PASSED = (Number, str, bytes, np.generic)
 _NOT_NUMBERS = frozenset("OSUMm")
-_FLOATS = ("float16", "float32", "float64", "bfloat16")
 _DLPACK_CUDA = (2, 13)  # kDLCUDA and kDLCUDAManaged of dlpack.h
 
 
@@ -68,23 +68,6 @@ def untraced(value: Any) -> Any:
     while hasattr(value, "__culux_value__"):
         value = value.__culux_value__
     return value
-
-
-def float_dtype(dtype: Any) -> np.dtype[Any]:
-    """A real floating dtype by name or object.
-
-    Raises:
-        DTypeError: for any other dtype.
-    """
-    try:
-        if str(dtype) == "bfloat16":
-            import ml_dtypes  # noqa: F401 (NumPy knows the name from then on)
-        found: np.dtype[Any] = np.dtype(dtype)
-    except (ImportError, TypeError) as error:
-        raise DTypeError(f"expected one of {', '.join(_FLOATS)}, got {dtype!r} ({error})") from error
-    if found.name not in _FLOATS:
-        raise DTypeError(f"expected one of {', '.join(_FLOATS)}, got {found.name}: only floats are converted")
-    return found
 
 
 def move(path: str, leaf: Any, target: Backend, index: int, dtype: np.dtype[Any] | None) -> Any:

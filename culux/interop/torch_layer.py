@@ -53,7 +53,8 @@ class TorchLayer(Layer):
 
     Raises:
         LayerError: for what is no module, a scripted module, parameters of several or of no floating dtypes, or
-            parameters without shapes (lazy modules that never ran).
+            parameters without shapes (lazy modules that never ran); when called, for a module that writes to its
+            parameters.
         ShapeError: when called, for parameters of another model.
         DifferentiationError: for a second derivative.
     """
@@ -206,6 +207,10 @@ class _Call:
         copies = [value.clone() if isinstance(value, torch.Tensor) else value for value in inputs]
         arguments = tree.unflatten(self._arguments, copies)
         found, buffers = self.inside(parameters, lambda: self._module(*arguments))
+        if parameters is not None and parameters._version:
+            raise LayerError(
+                "the module wrote to its parameters in place, which a layer cannot: ps.parameters is spoilt"
+            )
         # What torch.max and others return is a tuple in all but its type.
         found = tree.map(lambda leaf: tuple(leaf) if type(leaf).__module__ == "torch.return_types" else leaf, found)
         self._leaves, self._structure = tree.flatten(found)

@@ -100,7 +100,8 @@ def copy_to_torch(layer: Layer, ps: Any, st: Any) -> None:
         arrays = layer.named_arrays(ps, st)
     else:
         for name, child in layer.children().items():
-            copy_to_torch(child, ps[name], st[name])
+            nested = layer._nests_children
+            copy_to_torch(child, ps[name] if nested else ps, st[name] if nested else st)
         return
     with module_lock, torch.no_grad():
         own = named_tensors(layer.module)

@@ -10,7 +10,7 @@ import numpy as np
 
 from culux import nn
 from culux.core import Layer
-from culux.errors import LayerError, ShapeError, describe
+from culux.errors import LayerError, describe
 from culux.layers.checks import (
     as_shape,
     check_activation,
@@ -101,11 +101,6 @@ class BatchNorm(Layer):
         bias = check_parameter(ps, "bias", shape) if self.affine else None
         mean = check_parameter(st, "running_mean", shape, "st") if self.track_stats else None
         var = check_parameter(st, "running_var", shape, "st") if self.track_stats else None
-        if training and x.size == self.channels:
-            raise ShapeError(
-                f"expected more than one value per channel in training, got x of shape {tuple(x.shape)}; drop the last "
-                "batch where it has one sample, or use culux.test_mode(st)"
-            )
         y, mean, var = nn.batchnorm(
             x, scale, bias, mean, var, training=training, momentum=self.momentum, epsilon=self.epsilon,
             activation=self.activation,

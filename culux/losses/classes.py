@@ -33,8 +33,8 @@ class Loss(Record):
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if hasattr(value, "tolist") or isinstance(value, list):  # an array would not hash
-                object.__setattr__(self, name, tuple(getattr(value, "tolist", lambda value=value: value)()))
+            if hasattr(value, "tolist") or isinstance(value, list):  # neither hashes
+                object.__setattr__(self, name, _as_tuple(value))
 
     def __call__(self, *args: Any) -> Any:
         """The loss of a prediction and a target, or the objective; see the class.
@@ -54,6 +54,12 @@ class Loss(Record):
         x, y = batch
         y_hat, st = layer(x, ps, st)
         return self(y_hat, y), st, {}
+
+
+def _as_tuple(value: Any) -> Any:
+    """An array or nested lists as nested tuples."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
 
 
 class CrossEntropyLoss(Loss):

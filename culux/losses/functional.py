@@ -38,7 +38,7 @@ def cross_entropy(
         logits: (N, C) or (N, C, *spatial), float; probabilities with `from_probabilities`.
         labels: integers of shape (N, *spatial), or probabilities of the shape of `logits`.
         label_smoothing: eps in ``target = (1 - eps) * target + eps / C``.
-        ignore_index: integer labels of this value count for nothing, in the mean neither.
+        ignore_index: integer labels of this value count for nothing, in the mean neither (NaN if all do).
         weight: (C,), one number per class, an array or a sequence.
         reduction: "mean", "sum", or "none" for (N, *spatial).
         from_probabilities: the prediction holds probabilities, of which the logarithm is taken.

@@ -23,7 +23,7 @@ from culux.autodiff import primitive
 from culux.autodiff.tracer import Pullback
 from culux.backends import Array
 from culux.backends.registry import namespace_of
-from culux.errors import check_keywords
+from culux.errors import DTypeError, check_keywords, describe
 from culux.nn.fused import narrow, widen
 from culux.numpy.broadcasting import is_half
 
@@ -52,7 +52,7 @@ class Activation:
     cuda_derivative: ClassVar[str] = ""
 
     def __call__(self, x: Array) -> Array:
-        """``f(x)`` of an array of any shape, in its dtype."""
+        """``f(x)`` of a float array of any shape, in its dtype."""
         return activate(x, activation=self)
 
     def forward(self, xp: Any, x: Array) -> Array:
@@ -60,7 +60,7 @@ class Activation:
         raise NotImplementedError(f"{type(self).__name__} defines forward(self, xp, x) -> f(x)")
 
     def derivative(self, xp: Any, x: Array, y: Array) -> Array:
-        """``f'(x)`` as a new array, in operators and functions of `xp`: the arguments may be traced."""
+        """``f'(x)``, a new array (or `x`, `y`), in operators and functions of `xp`: the arguments may be traced."""
         raise NotImplementedError(f"{type(self).__name__} defines derivative(self, xp, x, y) -> f'(x)")
 
     def overwrite(self, x: np.ndarray) -> np.ndarray:
@@ -75,8 +75,8 @@ class Activation:
         if is_half(saved):
             return narrow(self.backward(widen(dy), widen(x), widen(y)), saved)
         factor = self.derivative(namespace_of(saved), x, y)
-        if type(factor) is np.ndarray and type(dy) is np.ndarray:
-            return np.multiply(factor, dy, out=factor, casting="same_kind")
+        if type(factor) is np.ndarray and type(dy) is np.ndarray and factor is not saved:
+            return np.multiply(factor, dy, out=factor)
         return dy * factor
 
     def cuda(self) -> tuple[str, str]:
@@ -110,9 +110,14 @@ def activate(x: Array, *, activation: Activation) -> Array:
     Args:
         x: any shape.
         activation: the record.
+
+    Raises:
+        DTypeError: for integers and booleans; `identity` takes them.
     """
     if activation.saves is None:
         return x
+    if getattr(getattr(x, "dtype", None), "kind", "f") in "iub":
+        raise DTypeError(f"{activation!r}: expected a float array, got {describe(x)}; x.astype('float32')")
     return narrow(activation.forward(namespace_of(x), widen(x)), x)
 
 

@@ -25,17 +25,9 @@ __all__ = ["batchnorm"]
 
 
 def batchnorm(
-    x: Array,
-    scale: Array | None,
-    bias: Array | None,
-    running_mean: Array | None,
-    running_var: Array | None,
-    *,
-    training: bool,
-    momentum: float = 0.1,
-    epsilon: float = 1e-5,
-    activation: ActivationLike = identity,
-) -> tuple[Array, Array | None, Array | None]:
+    x: Array, scale: Array | None, bias: Array | None, running_mean: Array | None, running_var: Array | None,
+    *, training: bool, momentum: float = 0.1, epsilon: float = 1e-5, activation: ActivationLike = identity,
+) -> tuple[Array, Array | None, Array | None]:  # fmt: skip
     """``y = activation((x - mean) / sqrt(var + epsilon) * scale + bias)``, per channel.
 
     In training, mean and var (the biased one) are those of the batch, and the running statistics move:
@@ -64,24 +56,26 @@ def batchnorm(
     require_float("batchnorm", x)
     _check_shapes(x, scale=scale, bias=bias, running_mean=running_mean, running_var=running_var)
     static = {"epsilon": epsilon, "activation": activation}
-    if running_mean is not None and running_var is not None and not training:
-        mean, var = plain(running_mean), plain(running_var)
-        return _normalize(x, scale, bias, mean, var, **static), mean, var
+    old_mean, old_var = plain(running_mean), plain(running_var)
+    tracked = old_mean is not None and old_var is not None
+    if tracked and not training:
+        return _normalize(x, scale, bias, old_mean, old_var, **static), old_mean, old_var
+    count = _values_per_channel(x)
+    y, mean, var = _normalize_batch(x, scale, bias, **static)
+    if not (tracked and training):
+        return y, old_mean, old_var
+    keep, unbiased = 1 - momentum, momentum * count / (count - 1)
+    return y, old_mean * keep + plain(mean) * momentum, old_var * keep + plain(var) * unbiased
+
+
+def _values_per_channel(x: Array) -> int:
     count = math.prod(x.shape) // x.shape[1] if x.shape[1] else 0
     if count <= 1:
         raise ShapeError(
             f"expected more than one value per channel when training, got x of shape {tuple(x.shape)}; "
             "use a larger batch, or culux.test_mode(st)"
         )
-    y, mean, var = _normalize_batch(x, scale, bias, **static)
-    if running_mean is None or running_var is None or not training:
-        return y, plain(running_mean), plain(running_var)
-    unbiased = momentum * count / (count - 1)
-    return (
-        y,
-        plain(running_mean) * (1 - momentum) + plain(mean) * momentum,
-        plain(running_var) * (1 - momentum) + plain(var) * unbiased,
-    )
+    return count
 
 
 def _check_shapes(x: Array, **channelwise: Array | None) -> None:
@@ -130,14 +124,9 @@ def _normalize_batch(
 
 @_normalize_batch.rule
 def _(
-    needs: tuple[bool, ...],
-    x: Array,
-    scale: Array | None,
-    bias: Array | None,
-    *,
-    epsilon: float,
+    needs: tuple[bool, ...], x: Array, scale: Array | None, bias: Array | None, *, epsilon: float,
     activation: ActivationLike,
-) -> tuple[tuple[Array, Array, Array], Pullback]:
+) -> tuple[tuple[Array, Array, Array], Pullback]:  # fmt: skip
     static = {"epsilon": epsilon, "activation": activation}
     if not (isinstance(activation, Activation) and is_plain(x, scale, bias)):
         return decompose(_normalize_batch, needs, (x, scale, bias), static)
@@ -148,18 +137,17 @@ def _(
     centred = rows - _spread(mean, repeats)
     # What rounding left of the mean: as in the portable form, without another pass.
     rest = sums(centred) / count
-    y = np.multiply(centred, centred)
-    var = np.maximum(sums(y) / count - rest * rest, 0)
+    z = np.multiply(centred, centred)
+    var = np.maximum(sums(z) / count - rest * rest, 0)
     inverse = 1 / np.sqrt(var + epsilon)
     factor = inverse if scale is None else inverse * scale
-    shift = -rest * factor if bias is None else bias - rest * factor
-    np.multiply(centred, _spread(factor, repeats), out=y)
-    y += _spread(shift, repeats)
-    y, kept_z, kept_y = overwrite(activation, y)
+    np.multiply(centred, _spread(factor, repeats), out=z)
+    z += _spread(-rest * factor if bias is None else bias - rest * factor, repeats)
+    y, kept_z, kept_y = overwrite(activation, z)
 
     def pullback(cotangents: tuple[Any, Any, Any]) -> tuple[Any, ...]:
-        dy = cotangents[0]
-        if type(dy) is not np.ndarray or cotangents[1] is not None or cotangents[2] is not None:
+        dy, *others = cotangents
+        if type(dy) is not np.ndarray or others != [None, None]:
             return decompose(_normalize_batch, needs, (x, scale, bias), static)[1](cotangents)
         dz = activation.backward(dy.reshape(rows.shape), kept_z, kept_y)
         product = dz * centred

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from culux.autodiff import Primitive, vjp
-from culux.autodiff.tracer import Pullback
+from culux.autodiff.tracer import Pullback, plain
 from culux.backends import Array, is_float_array
 from culux.backends.registry import namespace_of
 from culux.errors import DTypeError, describe
@@ -82,8 +82,6 @@ def column_sum(rows: np.ndarray) -> np.ndarray:
 def require_float(function: str, x: Any) -> None:
     """Raise a `DTypeError` where `x` is no float array, traced or plain."""
     if type(x) is not np.ndarray or x.dtype.kind != "f":
-        plain = x
-        while hasattr(plain, "__culux_value__"):
-            plain = plain.__culux_value__
-        if not is_float_array(plain) and not isinstance(plain, np.floating):
+        value = plain(x)
+        if not is_float_array(value) and not isinstance(value, np.floating):
             raise DTypeError(f"{function}: expected x to be a float array, got {describe(x)}; x.astype('float32')")

@@ -22,7 +22,7 @@ _INF = math.inf
 
 def _as_float(mask: Array, like: Array) -> Array:
     """A mask as zeros and ones in the dtype of `like`: NumPy multiplies by those faster than by booleans."""
-    return namespace_of(mask).asarray(mask, dtype=like.dtype)
+    return namespace_of(mask).asarray(mask, dtype=getattr(like, "dtype", float))
 
 
 class Identity(Activation):

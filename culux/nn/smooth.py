@@ -19,7 +19,7 @@ _CUDA_SIGMOID = "(x >= T(0) ? T(1) / (T(1) + exp(-x)) : exp(x) / (T(1) + exp(x))
 
 def _sigmoid(xp: Any, x: Array) -> Array:
     """``1 / (1 + exp(-x))``, with x bounded to where exp does not overflow."""
-    e = xp.clip(x, -700.0 if x.dtype == xp.float64 else -88.0, _INF)
+    e = xp.clip(x, -88.0 if getattr(x, "dtype", None) == xp.float32 else -700.0, _INF)
     e *= -1
     e = np.exp(e, out=e) if type(e) is np.ndarray else xp.exp(e)
     e += 1

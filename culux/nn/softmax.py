@@ -91,7 +91,11 @@ def _(needs: tuple[bool, ...], x: Array, *, axis: int) -> tuple[Array, Pullback]
 @primitive
 def _log_softmax(x: Array, *, axis: int) -> Array:
     wide = widen(x)
-    return narrow(wide - _logsumexp(wide, axis=axis), x)
+    e, shift = _shifted_exp(wide, axis)
+    xp = namespace_of(e)
+    with np.errstate(divide="ignore", invalid="ignore"):  # log(0) in rows of -inf
+        # In this order no digits are lost where all logits are large.
+        return narrow((wide - shift) - xp.log(xp.sum(e, axis=axis, keepdims=True)), x)
 
 
 @_log_softmax.rule
@@ -264,9 +268,10 @@ def _(
     at = _positions(labels if kept is None else xp.where(kept, labels, 0))
     p, shift = _shifted_exp(wide, 1)
     total = xp.sum(p, axis=1, keepdims=True)
-    y = (xp.log(total) + shift)[:, 0] - wide[at] * (1 - smoothing)
+    # Differences from the shift, so that no digits are lost where all logits are large.
+    y = xp.log(total)[:, 0] - (wide[at] - shift[:, 0]) * (1 - smoothing)
     if smoothing:
-        y -= xp.mean(wide, axis=1) * smoothing
+        y -= xp.mean(wide - shift, axis=1) * smoothing
     p /= total
 
     def pullback(dy: Array) -> tuple[Any, None]:

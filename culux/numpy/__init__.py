@@ -161,17 +161,29 @@ arange = _np.arange
 linspace = _np.linspace
 eye = _np.eye
 float16 = _np.float16
+"""The dtype of half precision."""
 float32 = _np.float32
+"""The dtype of single precision, that of parameters."""
 float64 = _np.float64
+"""The dtype of double precision."""
 int32 = _np.int32
+"""The dtype of 32-bit integers."""
 int64 = _np.int64
+"""The dtype of 64-bit integers."""
 uint64 = _np.uint64
+"""The dtype of 64-bit unsigned integers."""
 bool_ = _np.bool_
+"""The dtype of truth values."""
 pi = _np.pi
+"""The circle's circumference over its diameter."""
 e = _np.e
+"""The base of the natural logarithm."""
 inf = _np.inf
+"""Positive infinity."""
 nan = _np.nan
+"""Not a number."""
 newaxis = None
+"""A new axis of length 1 in ``x[...]``."""
 
 _creation = "array zeros ones full empty arange linspace eye".split()
 __all__ = sorted(

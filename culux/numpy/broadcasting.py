@@ -83,7 +83,7 @@ def fit(cotangent: Array, like: Any) -> Array:
 
 def masked(cotangent: Array, mask: Array) -> Array:
     """`cotangent` where the booleans of `mask` are true, 0 elsewhere, also in place of infinities."""
-    if type(cotangent) is np.ndarray:
+    if type(cotangent) is np.ndarray and cotangent.itemsize in _BITS:
         # The bits times 0 or 1: np.where takes 15 times as long, and inf * False is NaN.
         return (cotangent.view(_BITS[cotangent.itemsize]) * mask).view(cotangent.dtype)
     return common_namespace(cotangent, mask).where(mask, cotangent, 0)

@@ -311,7 +311,10 @@ def _(needs: tuple[bool, ...], x: Array, y: Array, *, condition: Array) -> tuple
 
 def where(condition: Array, x: Array, y: Array) -> Array:
     """`x` where `condition` is true, `y` elsewhere, with broadcasting; no gradient through the condition."""
-    return _where(x, y, condition=plain(condition) != 0)
+    condition = plain(condition)
+    if getattr(condition, "dtype", None) != np.bool_:
+        condition = condition != 0
+    return _where(x, y, condition=condition)
 
 
 def clip(

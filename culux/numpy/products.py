@@ -12,7 +12,7 @@ from culux.autodiff.tracer import Pullback
 from culux.backends import Array
 from culux.backends.registry import namespace_of
 from culux.errors import ShapeError, describe
-from culux.numpy.broadcasting import axis_of, common_namespace, fit, shape_of
+from culux.numpy.broadcasting import axis_of, common_namespace, fit, is_half, shape_of
 from culux.numpy.shaping import expand_dims, reshape, squeeze, swapaxes, transpose
 
 __all__ = ["dot", "einsum", "inner", "matmul", "outer", "tensordot", "vdot"]
@@ -20,7 +20,8 @@ __all__ = ["dot", "einsum", "inner", "matmul", "outer", "tensordot", "vdot"]
 
 @primitive
 def _matmul(a: Array, b: Array) -> Array:
-    return a @ b
+    y = a @ b
+    return y.astype(a.dtype) if is_half(a) and a.dtype == b.dtype and y.dtype != a.dtype else y  # bfloat16 by NumPy
 
 
 @_matmul.rule
@@ -29,7 +30,7 @@ def _(needs: tuple[bool, ...], a: Array, b: Array) -> tuple[Array, Pullback]:
         da = fit(dy @ swapaxes(b, -1, -2), a) if needs[0] else None
         return da, fit(swapaxes(a, -1, -2) @ dy, b) if needs[1] else None
 
-    return a @ b, pullback
+    return _matmul(a, b), pullback
 
 
 def matmul(a: Array, b: Array) -> Array:

@@ -14,6 +14,7 @@ from culux.backends import Array
 from culux.backends.registry import backend_of, namespace_of
 from culux.errors import ShapeError
 from culux.numpy.broadcasting import axis_of, common_namespace, fit, normalize_axes, shape_of
+from culux.numpy.elementwise import asarray
 from culux.numpy.indexing import getitem, take
 
 Shape = tuple[int, ...]
@@ -164,7 +165,7 @@ def concatenate(arrays: Sequence[Array], axis: int | None = 0) -> Array:
         raise ShapeError("concatenate: expected at least one array, got none")
     if axis is None:
         return _concatenate(*[ravel(a) for a in arrays], axis=0)
-    return _concatenate(*arrays, axis=axis)
+    return _concatenate(*[asarray(a) for a in arrays], axis=axis)
 
 
 def stack(arrays: Sequence[Array], axis: int = 0) -> Array:

@@ -37,8 +37,13 @@ class Segment:
     shape: tuple[int, ...]
     start: int
     size: int
-    stop: int  # start, size and the padding
+    padding: int  # zeros after it
     places: tuple[tuple[int, ...], ...]  # of its rules, see `Rule.stages`
+
+    @property
+    def stop(self) -> int:
+        """Where the next segment starts."""
+        return self.start + self.size + self.padding
 
 
 @dataclass(frozen=True)
@@ -116,10 +121,10 @@ def _part(dtype: str, lanes: dict[Any, list[tuple[str, Array]]], segments: list[
     for places, members in lanes.items():
         for path, array in members:
             size = math.prod(array.shape)
-            stop = end + -(-size // unit) * unit
-            segments.append(Segment(path, tuple(array.shape), end, size, stop, places))
+            padding = -size % unit
+            segments.append(Segment(path, tuple(array.shape), end, size, padding, places))
             arrays.append(array)
-            end = stop
+            end += size + padding
     return Part(dtype, "float32" if itemsize == 2 else dtype, first, len(segments), end)
 
 
@@ -164,7 +169,12 @@ def collect(structure: Structure, node: Any, found: list[Any]) -> bool:
         if not isinstance(node, dict) or len(node) != len(structure.names):
             return False
         for name, child in zip(structure.names, structure.children, strict=True):
-            if name not in node or not collect(child, node[name], found):
+            if name not in node:
+                return False
+            value = node[name]
+            if child.kind is None and not isinstance(value, (dict, list, tuple)):  # a leaf, without a call
+                found.append(value)
+            elif not collect(child, value, found):
                 return False
         return True
     if kind in (tuple, list):
@@ -216,16 +226,16 @@ def _gather(
     dtype = part.compute_dtype if compute else part.dtype
     zeros = xp.zeros(ALIGNMENT, dtype=dtype)
     pieces = []
-    for i in range(part.first, part.last):
-        segment, array = layout.segments[i], arrays[i]
+    members = slice(part.first, part.last)
+    for segment, array in zip(layout.segments[members], arrays[members], strict=True):
         if array is None:
-            pieces.append(xp.zeros(segment.stop - segment.start, dtype=dtype))
+            pieces.append(xp.zeros(segment.size + segment.padding, dtype=dtype))
             continue
         if getattr(array, "shape", None) != segment.shape:
             array = _as_parameter(what, segment, array, like)
         pieces.append(array.reshape(-1))
-        if segment.stop - segment.start > segment.size:
-            pieces.append(zeros[: segment.stop - segment.start - segment.size])
+        if segment.padding:
+            pieces.append(zeros[: segment.padding])
     try:
         if xp is not np:
             return xp.concatenate(pieces, dtype=dtype, casting="unsafe")

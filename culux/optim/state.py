@@ -242,7 +242,7 @@ def _update(state: OptimizerState, ps: Any, grads: Any, *, in_place: bool) -> tu
     if any(gradient is not None for gradient in gradients):
         ds = gather(layout, gradients, "grads", state._pool, compute=True)
         _check_place(xs[0], ds[0], state)
-        run(state._program, layout, state.step, counts, xs, ds, tuple(moments.values()))
+        run(state._program, layout, state.step, counts, xs, ds, [moments[part.dtype] for part in layout.parts])
     if held is xs:
         return _replaced(state, step=state.step + 1, skipped=skipped), ps
     new = views(layout, xs)

@@ -115,9 +115,9 @@ def _read(path: _Path, names: tuple[str, ...] | None = None) -> tuple[dict[str, 
     try:
         with safetensors.safe_open(os.fspath(path), "np") as opened:
             header = opened.metadata() or {}
-            arrays = {name: opened.get_tensor(name) for name in (opened.keys() if names is None else names)}
-    except ImportError as error:
-        raise CheckpointError(f"{path} holds arrays whose dtype needs a package: {error}") from error
+            arrays = {name: _array(opened, name) for name in (opened.keys() if names is None else names)}
+    except DTypeError as error:
+        raise CheckpointError(f"{path} holds bfloat16 arrays, which need the package ml_dtypes: {error}") from error
     except Exception as error:  # SafetensorError has no other base
         pickled = magic.startswith((b"PK\x03\x04", b"\x80"))
         hint = "; it looks like a pickle of torch.save or the like, which culux does not read" if pickled else ""
@@ -125,6 +125,12 @@ def _read(path: _Path, names: tuple[str, ...] | None = None) -> tuple[dict[str, 
             f"{path} is truncated, corrupt or no safetensors file ({type(error).__name__}: {error}){hint}"
         ) from error
     return header, arrays
+
+
+def _array(opened: Any, name: str) -> np.ndarray:
+    if opened.get_slice(name).get_dtype() == "BF16":
+        float_dtype("bfloat16")  # imports the package from which NumPy knows the name
+    return opened.get_tensor(name)  # type: ignore[no-any-return]  # safetensors has no types
 
 
 def _verify(path: _Path, header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:

@@ -17,10 +17,10 @@ def dense(torch, ps, x):
     return torch.nn.functional.linear(x, ps["weight"], ps.get("bias"))
 
 
-def batch_norm(torch, ps, x, training=True):
+def batch_norm(torch, ps, x, training=True, eps=1e-5):
     """With the running statistics of a new layer."""
     zeros, ones = torch.zeros(x.shape[1], dtype=x.dtype), torch.ones(x.shape[1], dtype=x.dtype)
-    return torch.nn.functional.batch_norm(x, zeros, ones, ps.get("scale"), ps.get("bias"), training)
+    return torch.nn.functional.batch_norm(x, zeros, ones, ps.get("scale"), ps.get("bias"), training, eps=eps)
 
 
 def layer_norm(torch, ps, x, ndim=1, eps=1e-5):
@@ -109,8 +109,9 @@ NORMS = [
         torch=batch_norm, **ROUGH,
     ),
     LayerCase(
-        "culux.layers.BatchNorm", L.BatchNorm(3, tanh), [normal(5, 3, 2, 3)], label="activation-4d",
-        parameters=NORM_PARAMETERS, states=NORM_STATES, torch=lambda t, ps, x: t.tanh(batch_norm(t, ps, x)), **ROUGH,
+        "culux.layers.BatchNorm", L.BatchNorm(3, tanh, epsilon=0.1), [normal(5, 3, 2, 3)], label="activation-4d",
+        parameters=NORM_PARAMETERS, states=NORM_STATES,
+        torch=lambda t, ps, x: t.tanh(batch_norm(t, ps, x, eps=0.1)), **ROUGH,
     ),
     LayerCase(
         "culux.layers.BatchNorm", L.BatchNorm(3), [normal(1, 3, 5)], label="test-mode-3d", test_mode=True,
