@@ -85,7 +85,9 @@ def main() -> None:
     train, validation, test = split_digits()
     model = make_model()
     print(model)
-    print(f"device: {device.name}; {len(train[0])} training, {len(validation[0])} validation, {len(test[0])} test images")
+    print(
+        f"device: {device.name}; {len(train[0])} training, {len(validation[0])} validation, {len(test[0])} test images"
+    )
 
     steps = -(-len(train[0]) // BATCH) * options.epochs
     rule = optim.AdamW(optim.schedules.cosine(3e-3, steps), weight_decay=1e-2)

@@ -15,8 +15,8 @@ from culux.errors import DeviceError, KernelError
 
 __all__ = ["SCALARS", "HostUpload", "NumpyBackend"]
 
-# Scalars belong to no backend: they mix with the arrays of every one.
 SCALARS: frozenset[type] = frozenset({bool, int, float, complex, str, bytes, type(None)})
+"""Types that belong to no backend: they mix with the arrays of every one."""
 
 
 class HostUpload:

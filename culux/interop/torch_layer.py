@@ -20,8 +20,8 @@ from culux.tree import Structure, Tree
 
 __all__ = ["TorchLayer", "borrowed", "check_module", "copied", "module_lock", "named_tensors"]
 
-# A call puts the culux parameters into the module and takes them out again; nobody else may look meanwhile.
 module_lock = threading.RLock()
+"""A call puts the culux parameters into the module and takes them out again; nobody else may look meanwhile."""
 
 
 class TorchLayer(Layer):

@@ -12,6 +12,7 @@ from culux.tree import Tree
 __all__ = ["COLUMNS", "History", "header", "line"]
 
 COLUMNS = ("epoch", "step", "loss", "learning_rate", "seconds")
+"""The columns that every history has; stats and validation add theirs."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from culux import optim
@@ -37,7 +39,7 @@ def fit(
     log_every: int = 50,
     progress: bool = True,
 ) -> tuple[TrainState, History]:
-    """The train state after some epochs of steps on batches, and the history.
+    """The train state after some epochs of steps on batches, and the history: one row per epoch.
 
     With `checkpoint` each epoch ends with a file from which a killed run, started again with the same call,
     continues as if it had not been killed: on the CPU bit for bit, if `batches` is a `culux.data.batches` or
@@ -52,13 +54,9 @@ def fit(
         metrics: functions ``metric(y_hat, y)`` by name, computed on `validation` (see `evaluate`).
         callbacks: see `Callback`.
         checkpoint: a file that ends in .safetensors, or a folder for ``latest.safetensors``.
-        resume: ``"auto"`` continues from `checkpoint` where it is there, ``"must"`` insists on it, ``"never"``
-            starts anew and replaces it.
+        resume: ``"auto"`` continues from `checkpoint` if it is there, ``"must"`` insists, ``"never"`` replaces it.
         log_every: after how many steps the losses are read from the device.
         progress: show a table, and a bar on a terminal.
-
-    Returns:
-        The train state after the last epoch, and the history: one row per epoch.
 
     Raises:
         NonFiniteError: where a loss or the train state becomes NaN or infinite, with the step and the epoch; the
@@ -67,71 +65,84 @@ def fit(
         CheckpointError: where the checkpoint cannot be read, does not fit `ts` or cannot be written.
     """
     _check(epochs, log_every, validation, metrics, callbacks)
-    callbacks = tuple(callbacks)
-    run = Run(ts, epochs)
     file = None if checkpoint is None else checkpoint_file(checkpoint)
-    saved = {} if file is None else restore_run(file, resume, run, batches)
-    optimizer_state, ps = own(run.train_state.optimizer_state, run.train_state.parameters)
-    run.train_state = run.train_state.replace(parameters=ps, optimizer_state=optimizer_state)
-    for name, callback in named(callbacks).items():
-        callback.set_state(saved.get(name, {}))
-        callback.on_fit_start(run)
-    with Progress(epochs, _length(batches), progress) as shown:
-        if run.epoch:
-            shown.note(f"resumed from {file} after epoch {run.epoch}")
-        while run.epoch < epochs and not run.stopped:
-            started = time.perf_counter()
-            row = {"epoch": run.epoch + 1, **_train(objective, batches, run, callbacks, log_every, shown)}
-            if validation is not None:
-                found = evaluate(objective, validation, run.train_state, metrics)
-                row |= {f"val_{name}": value for name, value in found.items()}
-            row["seconds"] = time.perf_counter() - started
-            run.epoch, run.history = run.epoch + 1, History((*run.history.rows, Tree(row)))
-            shown.end_epoch(row)
-            try:
-                for callback in callbacks:
-                    callback.on_epoch_end(run)
-            finally:  # an exception from a callback loses no epoch
-                if file is not None:
-                    save_run(file, run, batches, states(callbacks))
-        if run.stopped:
-            shown.note(f"stopped after epoch {run.epoch}: {run.stopped}")
-    for callback in callbacks:
-        callback.on_fit_end(run)
-    return run.train_state, run.history
+    loop = _Loop(objective, batches, validation, metrics, tuple(callbacks), log_every, file)
+    return loop.run(ts, epochs, resume, progress)
 
 
-def _train(
-    objective: Objective,
-    batches: Iterable[Any],
-    run: Run,
-    callbacks: Sequence[Callback],
-    log_every: int,
-    shown: Progress,
-) -> dict[str, Any]:
-    """One epoch of steps; what the history says of it."""
-    epoch = run.epoch + 1
-    means = Means()
-    shown.start_epoch(epoch)
-    for batch in on_device(batches, run.train_state):
-        grads, run.loss, stats, ts = compute_gradients(objective, batch, run.train_state)
-        optimizer_state, ps = optim.update_in_place(ts.optimizer_state, ts.parameters, grads)
-        run.train_state = ts.replace(parameters=ps, optimizer_state=optimizer_state, step=ts.step + 1)
-        means.add({"loss": run.loss, **scalars(stats)}, batch)
-        for callback in callbacks:
-            callback.on_step_end(run)
-        shown.step()
-        if means.count % log_every == 0:
-            losses = means.read()
-            check_losses(losses, run.train_state.step, epoch)
-            shown.loss(losses[-1])
-    if not means.count:
-        raise no_batch()
-    check_losses(means.read(), run.train_state.step, epoch)
-    check_finite(run.train_state, epoch)
-    row = {"step": run.train_state.step, **means.result()}
-    rate = _learning_rate(run.train_state.optimizer_state)
-    return row if rate is None else {**row, "learning_rate": rate}
+@dataclass(frozen=True)
+class _Loop:
+    """What a `fit` works with from its first epoch to its last."""
+
+    objective: Objective
+    batches: Iterable[Any]
+    validation: Iterable[Any] | None
+    metrics: Mapping[str, Metric] | None
+    callbacks: tuple[Callback, ...]
+    log_every: int
+    file: Path | None
+
+    def run(self, ts: TrainState, epochs: int, resume: str, progress: bool) -> tuple[TrainState, History]:
+        """All epochs, between the callbacks' starts and ends."""
+        run = Run(ts, epochs)
+        saved = {} if self.file is None else restore_run(self.file, resume, run, self.batches)
+        optimizer_state, ps = own(run.train_state.optimizer_state, run.train_state.parameters)
+        run.train_state = run.train_state.replace(parameters=ps, optimizer_state=optimizer_state)
+        for name, callback in named(self.callbacks).items():
+            callback.set_state(saved.get(name, {}))
+            callback.on_fit_start(run)
+        with Progress(epochs, _length(self.batches), progress) as shown:
+            if run.epoch:
+                shown.note(f"resumed from {self.file} after epoch {run.epoch}")
+            while run.epoch < epochs and not run.stopped:
+                self.epoch(run, shown)
+            if run.stopped:
+                shown.note(f"stopped after epoch {run.epoch}: {run.stopped}")
+        for callback in self.callbacks:
+            callback.on_fit_end(run)
+        return run.train_state, run.history
+
+    def epoch(self, run: Run, shown: Progress) -> None:
+        """One epoch of steps, its validation, its row, its callbacks and its checkpoint."""
+        started = time.perf_counter()
+        row = {"epoch": run.epoch + 1, **self.steps(run, shown)}
+        if self.validation is not None:
+            found = evaluate(self.objective, self.validation, run.train_state, self.metrics)
+            row |= {f"val_{name}": value for name, value in found.items()}
+        row["seconds"] = time.perf_counter() - started
+        run.epoch, run.history = run.epoch + 1, History((*run.history.rows, Tree(row)))
+        shown.end_epoch(row)
+        try:
+            for callback in self.callbacks:
+                callback.on_epoch_end(run)
+        finally:  # an exception from a callback loses no epoch
+            if self.file is not None:
+                save_run(self.file, run, self.batches, states(self.callbacks))
+
+    def steps(self, run: Run, shown: Progress) -> dict[str, Any]:
+        """The steps of one epoch; what its row says of them."""
+        epoch = run.epoch + 1
+        means = Means()
+        shown.start_epoch(epoch)
+        for batch in on_device(self.batches, run.train_state):
+            grads, run.loss, stats, ts = compute_gradients(self.objective, batch, run.train_state)
+            optimizer_state, ps = optim.update_in_place(ts.optimizer_state, ts.parameters, grads)
+            run.train_state = ts.replace(parameters=ps, optimizer_state=optimizer_state, step=ts.step + 1)
+            means.add({"loss": run.loss, **scalars(stats)}, batch)
+            for callback in self.callbacks:
+                callback.on_step_end(run)
+            shown.step()
+            if means.count % self.log_every == 0:
+                losses = means.read()
+                check_losses(losses, run.train_state.step, epoch)
+                shown.loss(losses[-1])
+        if not means.count:
+            raise no_batch()
+        check_losses(means.read(), run.train_state.step, epoch)
+        check_finite(run.train_state, epoch)
+        row = {"step": run.train_state.step, **means.result()}
+        rate = _learning_rate(run.train_state.optimizer_state)
+        return row if rate is None else {**row, "learning_rate": rate}
 
 
 def _learning_rate(optimizer_state: optim.OptimizerState) -> float | None:
