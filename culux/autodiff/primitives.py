@@ -46,8 +46,9 @@ class Primitive(Protocol):
 
         `needs` says for each argument whether its cotangent is wanted. The pullback takes the cotangent of
         `y` (a tuple where `y` is one, with None for unused outputs) and returns one cotangent per argument,
-        None for those that are not wanted. In higher derivatives the arguments are traced arrays, so a rule
-        computes with operators and culux operations; that of a composite primitive may use anything.
+        None for those that are not wanted; that of a single argument may stand without a tuple. In higher
+        derivatives the arguments are traced arrays, so a rule computes with operators and culux operations;
+        that of a composite primitive may use anything.
         """
         ...
 
@@ -64,8 +65,8 @@ def _make(portable: Callable[..., Any], composite: bool) -> Primitive:
     def call(*args: Any, **static: Any) -> Any:
         top = None
         for a in args:
-            if type(a) is Tracer and (top is None or a.trace.level > top.level):
-                top = a.trace
+            if type(a) is Tracer and (top is None or a.scope.level > top.level):
+                top = a.scope
         try:
             if top is not None:
                 return top.process(operation, args, static)

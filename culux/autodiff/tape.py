@@ -52,7 +52,7 @@ class ReverseTrace(Trace):
             return self.through(primitive, args, static)
         entry: Entry
         if static or len(args) > 2:
-            needs = tuple([type(a) is Tracer and a.trace is self for a in args])
+            needs = tuple([type(a) is Tracer and a.scope is self for a in args])
             y, pullback = rule(needs, *map(self.lower, args), **static)
             entry = (pullback, *[a.node if need else -1 for a, need in zip(args, needs, strict=True)])
         elif len(args) == 1:  # the commonest cases unrolled: half of what an operation costs otherwise
@@ -61,10 +61,10 @@ class ReverseTrace(Trace):
             entry = (pullback, a.node)
         else:
             a, b = args
-            if type(b) is not Tracer or b.trace is not self:
+            if type(b) is not Tracer or b.scope is not self:
                 y, pullback = rule(_FIRST, a.value, b)
                 entry = (pullback, a.node, -1)
-            elif type(a) is not Tracer or a.trace is not self:
+            elif type(a) is not Tracer or a.scope is not self:
                 y, pullback = rule(_SECOND, a, b.value)
                 entry = (pullback, -1, b.node)
             else:
@@ -119,7 +119,9 @@ def backward(tape: list[Entry], seeds: Iterable[tuple[int, Array]], inputs: int,
         cotangents[position] = None
         if len(entry) == 2:
             pullback, parent = entry
-            (cotangent,) = pullback(dy)
+            cotangent = pullback(dy)
+            if type(cotangent) is tuple:
+                (cotangent,) = cotangent
             if cotangent is not None:
                 held = cotangents[parent]
                 cotangents[parent] = cotangent if held is None else held + cotangent

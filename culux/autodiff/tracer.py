@@ -21,7 +21,8 @@ from culux.errors import DifferentiationError, missing_attribute
 __all__ = ["Operation", "Pullback", "Rule", "Trace", "Tracer", "nesting_level", "plain"]
 
 Pullback: TypeAlias = Callable[[Any], tuple[Any, ...]]
-"""From the cotangent of the output to those of the arguments; None where nothing is wanted."""
+"""From the cotangent of the output to a tuple of those of the arguments, None where nothing is wanted; one
+argument's may stand without a tuple."""
 
 Rule: TypeAlias = Callable[..., tuple[Any, Pullback | None]]
 """``rule(needs, *args, **static) -> (y, pullback)``; a pullback of None marks a constant output."""
@@ -80,7 +81,7 @@ class Trace(ABC):
 
     def lower(self, value: Any) -> Any:
         """The value that a tracer of this trace stands for; anything else as it is."""
-        return value.value if type(value) is Tracer and value.trace is self else value
+        return value.value if type(value) is Tracer and value.scope is self else value
 
     def through(self, primitive: Operation, args: tuple[Any, ...], static: Mapping[str, Any]) -> Any:
         """Differentiate `primitive` through its portable implementation, written in culux operations."""
@@ -115,13 +116,13 @@ class Tracer:
     ``__cuda_array_interface__`` and no ``__dlpack__``: no library can take its data unseen.
     """
 
-    __slots__ = ("node", "trace", "value")
+    __slots__ = ("node", "scope", "value")
 
     __array_priority__ = 1000.0  # above CuPy's 100
 
     def __init__(self, value: Any, trace: Trace, node: int) -> None:
         self.value = value
-        self.trace = trace
+        self.scope = trace  # not named trace: that is an array method
         self.node = node
 
     @property
@@ -132,12 +133,18 @@ class Tracer:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the array."""
-        return getattr(self.value, "shape", ())
+        try:
+            return self.value.shape  # type: ignore[no-any-return]  # the array's own
+        except AttributeError:
+            return ()
 
     @property
     def dtype(self) -> Any:
         """The dtype of the array."""
-        return getattr(self.value, "dtype", None) or type(self.value)
+        try:
+            return self.value.dtype
+        except AttributeError:
+            return type(self.value)
 
     @property
     def ndim(self) -> int:
@@ -159,7 +166,7 @@ class Tracer:
         return id(self)
 
     def __repr__(self) -> str:
-        return f"Tracer({self.value!r}, level={self.trace.level})"
+        return f"Tracer({self.value!r}, level={self.scope.level})"
 
     def __getattr__(self, name: str) -> NoReturn:
         raise missing_attribute("a traced array", name)

@@ -101,7 +101,7 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
 
         def seed(path: str, output: Any, value: Any, cotangent: Any) -> None:
             _check_cotangent(path, value, cotangent)
-            if isinstance(output, Tracer) and output.trace is trace:
+            if isinstance(output, Tracer) and output.scope is trace:
                 seeds.append((output.node, _like(value, cotangent)))
 
         tree.map_with_path(seed, result, y, dy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,24 @@ from culux.backends.registry import is_array, namespace_of
 from culux.numpy.broadcasting import common_namespace, fit, masked, refuse_out
 
 Derivative = Callable[[Any, Any, Any], Any]
-"""``(xp, x, y) -> dy/dx``, elementwise; `xp` is the namespace to compute with."""
+"""``(xp, saved, dy) -> dx``, elementwise; `xp` is the namespace to compute with, `saved` is x or y."""
 
 
-def _unary(name: str, formula: str, derivative: Derivative, note: str = "") -> Primitive:
-    """The primitive ``xp.<name>(x)`` with its derivative; `note` goes into its docstring."""
+def _unary(name: str, formula: str, saves: str, derivative: Derivative, note: str = "") -> Primitive:
+    """The primitive ``xp.<name>(x)`` with its derivative, which reads "x" or "y"; `note` goes into its docstring."""
     host = getattr(np, name)
+    saves_x = saves == "x"
 
     def portable(x: Array) -> Array:
         return host(x) if type(x) is np.ndarray else getattr(namespace_of(x), name)(x)
 
     def rule(needs: tuple[bool, ...], x: Array) -> tuple[Array, Pullback]:
-        y = host(x) if type(x) is np.ndarray else getattr(namespace_of(x), name)(x)
-        return y, lambda dy: (dy * derivative(np if type(x) is np.ndarray else namespace_of(x), x, y),)
+        if type(x) is np.ndarray:
+            y = host(x)
+            return y, partial(derivative, np, x if saves_x else y)  # half of what a closure costs
+        xp = namespace_of(x)
+        y = getattr(xp, name)(x)
+        return y, partial(derivative, xp, x if saves_x else y)
 
     portable.__name__ = portable.__qualname__ = name
     portable.__doc__ = f"``{formula}``, elementwise; the dtype of `x` is kept{note}."
@@ -37,30 +43,30 @@ def _unary(name: str, formula: str, derivative: Derivative, note: str = "") -> P
     return result
 
 
-sin = _unary("sin", "sin(x)", lambda xp, x, y: xp.cos(x))
-cos = _unary("cos", "cos(x)", lambda xp, x, y: -xp.sin(x))
-tan = _unary("tan", "tan(x)", lambda xp, x, y: 1 + y * y)
-sinh = _unary("sinh", "sinh(x)", lambda xp, x, y: xp.cosh(x))
-cosh = _unary("cosh", "cosh(x)", lambda xp, x, y: xp.sinh(x))
-tanh = _unary("tanh", "tanh(x)", lambda xp, x, y: 1 - y * y)
-arcsin = _unary("arcsin", "arcsin(x)", lambda xp, x, y: 1 / xp.sqrt(1 - x * x))
-arccos = _unary("arccos", "arccos(x)", lambda xp, x, y: -1 / xp.sqrt(1 - x * x))
-arctan = _unary("arctan", "arctan(x)", lambda xp, x, y: 1 / (1 + x * x))
-arcsinh = _unary("arcsinh", "arcsinh(x)", lambda xp, x, y: 1 / xp.sqrt(x * x + 1))
-arccosh = _unary("arccosh", "arccosh(x)", lambda xp, x, y: 1 / xp.sqrt(x * x - 1))
-arctanh = _unary("arctanh", "arctanh(x)", lambda xp, x, y: 1 / (1 - x * x))
-exp = _unary("exp", "exp(x)", lambda xp, x, y: y)
-exp2 = _unary("exp2", "2**x", lambda xp, x, y: y * math.log(2))
-expm1 = _unary("expm1", "exp(x) - 1", lambda xp, x, y: y + 1)
-log = _unary("log", "log(x)", lambda xp, x, y: 1 / x)
-log2 = _unary("log2", "log2(x)", lambda xp, x, y: 1 / (x * math.log(2)))
-log10 = _unary("log10", "log10(x)", lambda xp, x, y: 1 / (x * math.log(10)))
-log1p = _unary("log1p", "log(1 + x)", lambda xp, x, y: 1 / (1 + x))
-sqrt = _unary("sqrt", "sqrt(x)", lambda xp, x, y: 0.5 / y, "; the derivative at 0 is infinite")
-cbrt = _unary("cbrt", "x ** (1/3)", lambda xp, x, y: 1 / (3 * y * y), "; the derivative at 0 is infinite")
-square = _unary("square", "x * x", lambda xp, x, y: 2 * x)
-reciprocal = _unary("reciprocal", "1 / x", lambda xp, x, y: -y * y)
-absolute = _unary("abs", "|x|", lambda xp, x, y: xp.sign(x), "; the derivative at 0 is 0")
+sin = _unary("sin", "sin(x)", "x", lambda xp, x, dy: dy * xp.cos(x))
+cos = _unary("cos", "cos(x)", "x", lambda xp, x, dy: -dy * xp.sin(x))
+tan = _unary("tan", "tan(x)", "y", lambda xp, y, dy: dy * (1 + y * y))
+sinh = _unary("sinh", "sinh(x)", "x", lambda xp, x, dy: dy * xp.cosh(x))
+cosh = _unary("cosh", "cosh(x)", "x", lambda xp, x, dy: dy * xp.sinh(x))
+tanh = _unary("tanh", "tanh(x)", "y", lambda xp, y, dy: dy * (1 - y * y))
+arcsin = _unary("arcsin", "arcsin(x)", "x", lambda xp, x, dy: dy / xp.sqrt(1 - x * x))
+arccos = _unary("arccos", "arccos(x)", "x", lambda xp, x, dy: -dy / xp.sqrt(1 - x * x))
+arctan = _unary("arctan", "arctan(x)", "x", lambda xp, x, dy: dy / (1 + x * x))
+arcsinh = _unary("arcsinh", "arcsinh(x)", "x", lambda xp, x, dy: dy / xp.sqrt(x * x + 1))
+arccosh = _unary("arccosh", "arccosh(x)", "x", lambda xp, x, dy: dy / xp.sqrt(x * x - 1))
+arctanh = _unary("arctanh", "arctanh(x)", "x", lambda xp, x, dy: dy / (1 - x * x))
+exp = _unary("exp", "exp(x)", "y", lambda xp, y, dy: dy * y)
+exp2 = _unary("exp2", "2**x", "y", lambda xp, y, dy: dy * (y * math.log(2)))
+expm1 = _unary("expm1", "exp(x) - 1", "y", lambda xp, y, dy: dy * (y + 1))
+log = _unary("log", "log(x)", "x", lambda xp, x, dy: dy / x)
+log2 = _unary("log2", "log2(x)", "x", lambda xp, x, dy: dy / (x * math.log(2)))
+log10 = _unary("log10", "log10(x)", "x", lambda xp, x, dy: dy / (x * math.log(10)))
+log1p = _unary("log1p", "log(1 + x)", "x", lambda xp, x, dy: dy / (1 + x))
+sqrt = _unary("sqrt", "sqrt(x)", "y", lambda xp, y, dy: dy * 0.5 / y, "; the derivative at 0 is infinite")
+cbrt = _unary("cbrt", "x ** (1/3)", "y", lambda xp, y, dy: dy / (3 * y * y), "; the derivative at 0 is infinite")
+square = _unary("square", "x * x", "x", lambda xp, x, dy: dy * (2 * x))
+reciprocal = _unary("reciprocal", "1 / x", "y", lambda xp, y, dy: -dy * (y * y))
+absolute = _unary("abs", "|x|", "x", lambda xp, x, dy: dy * xp.sign(x), "; the derivative at 0 is 0")
 
 
 @primitive
@@ -87,6 +93,14 @@ def _(needs: tuple[bool, ...], x: Array) -> tuple[Array, Pullback]:
 
 def _to_first(dz: Array) -> tuple[Array, None]:
     return dz, None
+
+
+def _times_first(factor: float, dz: Array) -> tuple[Array, None]:
+    return dz * factor, None
+
+
+def _over_first(divisor: float, dz: Array) -> tuple[Array, None]:
+    return dz / divisor, None
 
 
 @primitive
@@ -132,7 +146,7 @@ def multiply(x: Array, y: Array) -> Array:
 @multiply.rule
 def _(needs: tuple[bool, ...], x: Array, y: Array) -> tuple[Array, Pullback]:
     if not needs[1] and (type(y) is float or type(y) is int):  # nothing to fit: half the cost of a small operation
-        return x * y, lambda dz: (dz * y, None)
+        return x * y, partial(_times_first, y)
 
     def pullback(dz: Array) -> tuple[Any, Any]:
         return fit(dz * y, x) if needs[0] else None, fit(dz * x, y) if needs[1] else None
@@ -149,7 +163,7 @@ def divide(x: Array, y: Array) -> Array:
 @divide.rule
 def _(needs: tuple[bool, ...], x: Array, y: Array) -> tuple[Array, Pullback]:
     if not needs[1] and (type(y) is float or type(y) is int):  # nothing to fit: half the cost of a small operation
-        return x / y, lambda dz: (dz / y, None)
+        return x / y, partial(_over_first, y)
     z = x / y
 
     def pullback(dz: Array) -> tuple[Any, Any]:

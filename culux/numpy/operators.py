@@ -44,9 +44,9 @@ def _binary(function: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[
         return lambda self, other: function(self, other), lambda self, other: function(other, self)
 
     def straight(self: Tracer, other: Any) -> Any:
-        trace = self.trace
-        if type(other) is Tracer and other.trace.level > trace.level:
-            trace = other.trace
+        trace = self.scope
+        if type(other) is Tracer and other.scope.level > trace.level:
+            trace = other.scope
         args = (self, other)
         try:
             return trace.process(operation, args, _NO_STATIC)
@@ -82,7 +82,7 @@ _BINARY = {
     "mod": "mod", "floordiv": "floor_divide",
 }  # fmt: skip
 _METHODS = (
-    "sum mean var std max min prod cumsum astype clip ravel squeeze swapaxes repeat take dot diagonal"
+    "sum mean var std max min prod cumsum astype clip ravel squeeze swapaxes repeat take dot diagonal trace"
     " argmax argmin argsort round all any nonzero"
 ).split()
 
