@@ -27,6 +27,7 @@ from culux.autodiff import value_and_gradient as value_and_gradient
 from culux.autodiff import vjp as vjp
 from culux.backends import Array as Array
 from culux.backends import array_namespace as array_namespace
+from culux.backends import matmul_precision as matmul_precision
 from culux.core import ContainerLayer as ContainerLayer
 from culux.core import Layer as Layer
 from culux.core import StatefulLayer as StatefulLayer

@@ -56,6 +56,9 @@ class StrictBackend:
     def stream(self, index):
         return contextlib.nullcontext()
 
+    def matmul_precision(self, name):
+        return contextlib.nullcontext()
+
     def upload(self, index):
         raise NotImplementedError
 

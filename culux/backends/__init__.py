@@ -5,6 +5,8 @@ from culux.backends.base import Backend as Backend
 from culux.backends.base import Memory as Memory
 from culux.backends.base import Place as Place
 from culux.backends.base import Upload as Upload
+from culux.backends.precision import current_matmul_precision as current_matmul_precision
+from culux.backends.precision import matmul_precision as matmul_precision
 from culux.backends.registry import array_namespace as array_namespace
 from culux.backends.registry import backend_of as backend_of
 from culux.backends.registry import get_backend as get_backend

@@ -134,6 +134,10 @@ class Backend(Protocol):
         """A reusable copy from page-locked host memory to a device (see `Upload`)."""
         ...
 
+    def matmul_precision(self, name: str) -> AbstractContextManager[Any]:
+        """A context in which float32 matrix products compute in ``"float32"`` or ``"tf32"``; null where there is one."""
+        ...
+
     def compile(self, source: str, name: str, options: Sequence[str] = ()) -> Any:
         """A raw CUDA kernel of this source; KernelError where the backend runs none."""
         ...

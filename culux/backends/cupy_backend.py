@@ -16,6 +16,8 @@ from culux.errors import DeviceError, DTypeError, KernelError
 
 __all__ = ["CupyBackend", "CupyUpload", "backend"]
 
+_COMPUTE_TYPES = {"float32": 1, "tf32": 7}  # CuPy's COMPUTE_TYPE_DEFAULT and COMPUTE_TYPE_TF32
+
 
 class CupyUpload:
     """An `Upload`: one page-locked buffer, a non-blocking stream, and the events that order them.
@@ -169,6 +171,19 @@ class CupyBackend:
         """A reusable copy from page-locked memory, on a stream of its own."""
         self._device(index)
         return CupyUpload(index)
+
+    @contextlib.contextmanager
+    def matmul_precision(self, name: str) -> Iterator[None]:
+        """Float32 products with or without TF32, by CuPy's setting, of which there is one for the process."""
+        if not self.device_count():
+            yield
+            return
+        before = cupy._core.get_compute_type("float32")
+        cupy._core.set_compute_type("float32", _COMPUTE_TYPES[name])
+        try:
+            yield
+        finally:
+            cupy._core.set_compute_type("float32", before)
 
     def compile(self, source: str, name: str, options: Sequence[str] = ()) -> Any:
         """A kernel of this source, built at its first launch; `name` may be a template's: ``f<float>``."""

@@ -107,6 +107,10 @@ class NumpyBackend:
         """An upload that copies nothing: the staged bytes are the array."""
         return HostUpload()
 
+    def matmul_precision(self, name: str) -> AbstractContextManager[Any]:
+        """A null context: the host computes in full precision."""
+        return contextlib.nullcontext()
+
     def compile(self, source: str, name: str, options: Sequence[str] = ()) -> NoReturn:
         """NumPy runs no CUDA kernels."""
         raise KernelError(f"the numpy backend cannot compile the CUDA kernel {name!r}; move the arrays to a GPU")

@@ -61,6 +61,12 @@ def get_backend(name: str) -> Backend:
         return backend
 
 
+def loaded() -> list[Backend]:
+    """The backends that are in use; one whose library was not needed so far is not among them."""
+    with _lock:
+        return list(_backends.values())
+
+
 def _find(kind: type) -> Backend | None:
     """The backend for an array type: a registered one, or one that the type's module brings in."""
     with _lock:

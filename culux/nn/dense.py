@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -38,14 +38,19 @@ def dense(x: Array, weight: Array, bias: Array | None = None, *, activation: Act
     """
     require_float("dense", x)
     shape = weight.shape
+    if len(shape) != 2 or x.shape[-1:] != shape[1:] or (bias is not None and bias.shape != shape[:1]):
+        _explain_misfit(x, weight, bias)
+    return _dense(x, weight, bias, activation=activation)
+
+
+def _explain_misfit(x: Array, weight: Array, bias: Array | None) -> NoReturn:
+    shape = weight.shape
     if len(shape) != 2:
         raise ShapeError(f"expected weight of shape (out_dims, in_dims), got {tuple(shape)}")
-    if x.ndim == 0 or x.shape[-1] != shape[1]:
+    if x.shape[-1:] != shape[1:]:
         got = x.shape[-1] if x.ndim else "no axis"
         raise ShapeError(f"expected x.shape[-1] == {shape[1]}, got {got} (x has shape {tuple(x.shape)})")
-    if bias is not None and bias.shape != shape[:1]:
-        raise ShapeError(f"expected bias of shape ({shape[0]},), got {tuple(bias.shape)}")
-    return _dense(x, weight, bias, activation=activation)
+    raise ShapeError(f"expected bias of shape ({shape[0]},), got {() if bias is None else tuple(bias.shape)}")
 
 
 @primitive(composite=True)
@@ -66,18 +71,20 @@ def _(
 ) -> tuple[Array, Pullback]:
     if not (isinstance(activation, Activation) and is_plain(x, weight, bias)):
         return decompose(_dense, needs, (x, weight, bias), {"activation": activation})
-    z: np.ndarray = x.reshape(-1, x.shape[-1]) @ weight.T
+    rows = x.reshape(-1, x.shape[-1])
+    z: np.ndarray = rows @ weight.T
     if bias is not None:
         z += bias
     y, kept_z, kept_y = overwrite(activation, z)
+    shape = y.shape  # the pullback holds no array that it does not read
 
     def pullback(dy: Array) -> tuple[Any, ...]:
         if type(dy) is not np.ndarray:  # traced: a derivative of this derivative is being taken
             return decompose(_dense, needs, (x, weight, bias), {"activation": activation})[1](dy)
-        dz = activation.backward(dy.reshape(y.shape), kept_z, kept_y)
+        dz = activation.backward(dy.reshape(shape), kept_z, kept_y)
         return (
             (dz @ weight).reshape(x.shape) if needs[0] else None,
-            dz.T @ x.reshape(-1, x.shape[-1]) if needs[1] else None,
+            dz.T @ rows if needs[1] else None,
             column_sum(dz) if needs[2] else None,
         )
 

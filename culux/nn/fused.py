@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,9 @@ from culux.backends.registry import namespace_of
 from culux.errors import DTypeError, describe
 from culux.numpy.broadcasting import is_half
 
-__all__ = ["column_sum", "decompose", "evaluate_by_rule", "is_plain", "narrow", "require_float", "widen"]
+__all__ = ["column_sum", "constant_row", "decompose", "evaluate_by_rule", "is_plain", "narrow", "require_float", "widen"]
+
+_BLAS_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def decompose(
@@ -58,9 +61,12 @@ def evaluate_by_rule(operation: Primitive, *backends: str) -> None:
 def is_plain(*arrays: Any) -> bool:
     """Whether all (None aside) are NumPy arrays of one dtype, float32 or float64: what BLAS and ``out=`` take."""
     dtype = arrays[0].dtype
-    if dtype != np.float32 and dtype != np.float64:
+    if dtype not in _BLAS_DTYPES:
         return False
-    return all(a is None or (type(a) is np.ndarray and a.dtype == dtype) for a in arrays)
+    for a in arrays:
+        if a is not None and (type(a) is not np.ndarray or a.dtype != dtype):
+            return False
+    return True
 
 
 def widen(x: Any) -> Any:
@@ -73,9 +79,17 @@ def narrow(y: Array, like: Array) -> Array:
     return y.astype(like.dtype) if is_half(like) else y
 
 
+@functools.lru_cache(maxsize=64)
+def constant_row(count: int, value: float, dtype: np.dtype[Any]) -> np.ndarray:
+    """``np.full(count, value, dtype)``, kept and read-only: times a matrix it gives the sums of the columns."""
+    row = np.full(count, value, dtype)
+    row.flags.writeable = False
+    return row
+
+
 def column_sum(rows: np.ndarray) -> np.ndarray:
     """The sum over the rows of a NumPy matrix; a product with ones takes a third of ``sum(0)``'s time."""
-    total: np.ndarray = np.ones(len(rows), rows.dtype) @ rows
+    total: np.ndarray = constant_row(len(rows), 1.0, rows.dtype) @ rows
     return total
 
 

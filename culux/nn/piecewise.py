@@ -54,7 +54,7 @@ class Relu(Activation):
 
     def overwrite(self, x: np.ndarray) -> np.ndarray:
         """``f(x)``."""
-        return np.clip(x, 0, _INF, out=x)
+        return x.clip(0, _INF, out=x)
 
     def derivative(self, xp: Any, x: Array, y: Array) -> Array:
         """``f'(x)``."""

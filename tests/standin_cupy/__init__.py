@@ -8,8 +8,8 @@ speed, CuPy's own kernels, or what a launch does.
 
 from __future__ import annotations
 
+from tests.standin_cupy import core, functions
 from tests.standin_cupy import cuda as cuda
-from tests.standin_cupy import functions
 from tests.standin_cupy.cuda import RawKernel as RawKernel
 from tests.standin_cupy.cuda import RawModule as RawModule
 from tests.standin_cupy.cuda import get_default_memory_pool as get_default_memory_pool
@@ -20,4 +20,5 @@ from tests.standin_cupy.runtime import set_device_count as set_device_count
 
 __version__ = "14.2.0"
 
+_core = core
 globals().update(functions.namespace())
