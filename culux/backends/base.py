@@ -135,7 +135,7 @@ class Backend(Protocol):
         ...
 
     def matmul_precision(self, name: str) -> AbstractContextManager[Any]:
-        """A context in which float32 matrix products compute in ``"float32"`` or ``"tf32"``; null where there is one."""
+        """A context in which float32 matrix products compute in ``"float32"`` or in ``"tf32"``."""
         ...
 
     def compile(self, source: str, name: str, options: Sequence[str] = ()) -> Any:

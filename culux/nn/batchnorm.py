@@ -19,7 +19,7 @@ from culux.backends.registry import namespace_of
 from culux.errors import ShapeError
 from culux.nn.activation import Activation, ActivationLike, apply_activation, overwrite
 from culux.nn.activations import identity
-from culux.nn.fused import decompose, evaluate_by_rule, is_plain, narrow, require_float, widen
+from culux.nn.fused import constant_row, decompose, evaluate_by_rule, is_plain, narrow, require_float, widen
 
 __all__ = ["batchnorm"]
 
@@ -54,7 +54,10 @@ def batchnorm(
         DTypeError: for an `x` that is no float array.
     """
     require_float("batchnorm", x)
-    _check_shapes(x, scale=scale, bias=bias, running_mean=running_mean, running_var=running_var)
+    channels = x.shape[1:2]
+    for array in (scale, bias, running_mean, running_var):
+        if array is not None and array.shape != channels or not channels:
+            _explain_misfit(x, scale=scale, bias=bias, running_mean=running_mean, running_var=running_var)
     static = {"epsilon": epsilon, "activation": activation}
     old_mean, old_var = plain(running_mean), plain(running_var)
     tracked = old_mean is not None and old_var is not None
@@ -78,7 +81,7 @@ def _values_per_channel(x: Array) -> int:
     return count
 
 
-def _check_shapes(x: Array, **channelwise: Array | None) -> None:
+def _explain_misfit(x: Array, **channelwise: Array | None) -> None:
     if x.ndim < 2:
         raise ShapeError(f"expected x of shape (batch, channels, *spatial), got {tuple(x.shape)}")
     for name, array in channelwise.items():
@@ -130,40 +133,51 @@ def _(
     static = {"epsilon": epsilon, "activation": activation}
     if not (isinstance(activation, Activation) and is_plain(x, scale, bias)):
         return decompose(_normalize_batch, needs, (x, scale, bias), static)
-    rows, count = x.reshape(len(x), -1), x.size // x.shape[1]
-    repeats = rows.shape[1] // x.shape[1]
-    sums = _channel_sums(rows, repeats)
-    mean = sums(rows) / count
+    shape, rows, count = x.shape, x.reshape(len(x), -1), x.size // x.shape[1]
+    repeats = rows.shape[1] // shape[1]
+    means = _channel_sums(rows, repeats, 1 / count)
+    mean = means(rows)
     centred = rows - _spread(mean, repeats)
     # What rounding left of the mean: as in the portable form, without another pass.
-    rest = sums(centred) / count
-    z = np.multiply(centred, centred)
-    var = np.maximum(sums(z) / count - rest * rest, 0)
-    inverse = 1 / np.sqrt(var + epsilon)
+    rest = means(centred)
+    z = centred * centred
+    var = means(z)
+    var -= rest * rest
+    np.maximum(var, 0, out=var)
+    inverse = np.reciprocal(np.sqrt(var + epsilon))
     factor = inverse if scale is None else inverse * scale
     np.multiply(centred, _spread(factor, repeats), out=z)
-    z += _spread(-rest * factor if bias is None else bias - rest * factor, repeats)
+    shift = rest * factor
+    z -= _spread(shift if bias is None else np.subtract(shift, bias, out=shift), repeats)
     y, kept_z, kept_y = overwrite(activation, z)
 
     def pullback(cotangents: tuple[Any, Any, Any]) -> tuple[Any, ...]:
         dy, *others = cotangents
         if type(dy) is not np.ndarray or others != [None, None]:
-            return decompose(_normalize_batch, needs, (x, scale, bias), static)[1](cotangents)
-        dz = activation.backward(dy.reshape(rows.shape), kept_z, kept_y)
+            again = (centred + _spread(mean, repeats)).reshape(shape)  # x itself is not kept alive for this
+            return decompose(_normalize_batch, needs, (again, scale, bias), static)[1](cotangents)
+        dz = activation.backward(dy.reshape(centred.shape), kept_z, kept_y)
+        sums = _channel_sums(dz, repeats)
         product = dz * centred
         total = sums(dz)
-        along = (sums(product) - rest * total) * inverse
+        along = sums(product)
+        along -= rest * total
+        along *= inverse
         dx = None
         if needs[0]:  # dx = factor * (dz - total / count - xhat * along / count)
-            slope = factor * inverse * along / count
+            share = factor / count
+            slope = share * inverse
+            slope *= along
+            share *= total
+            share -= slope * rest
             np.multiply(centred, _spread(slope, repeats), out=product)
-            product += _spread(factor * total / count - slope * rest, repeats)
+            product += _spread(share, repeats)
             dx = np.multiply(dz, _spread(factor, repeats), out=None if activation.saves is None else dz)
             dx -= product
-            dx = dx.reshape(x.shape)
+            dx = dx.reshape(shape)
         return dx, along if needs[1] else None, total if needs[2] else None
 
-    return (y.reshape(x.shape), mean + rest, var), pullback
+    return (y.reshape(shape), mean + rest, var), pullback
 
 
 @primitive(composite=True)
@@ -217,15 +231,15 @@ evaluate_by_rule(_normalize_batch, "numpy")
 evaluate_by_rule(_normalize, "numpy")
 
 
-def _channel_sums(rows: np.ndarray, repeats: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The sum per channel of matrices like `rows`, whose columns are `repeats` values of each channel.
+def _channel_sums(rows: np.ndarray, repeats: int, weight: float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
+    """`weight` times the sum per channel of matrices like `rows`, with `repeats` columns for each channel.
 
-    A product with ones takes a third of the time of ``sum(0)``.
+    A product with a constant row takes a third of the time of ``sum(0)``.
     """
-    ones = np.ones(len(rows), rows.dtype)
+    row = constant_row(len(rows), weight, rows.dtype)
     if repeats == 1:
-        return ones.__matmul__
-    return lambda matrix: (ones @ matrix).reshape(-1, repeats).sum(1)
+        return row.__matmul__
+    return lambda matrix: (row @ matrix).reshape(-1, repeats).sum(1)
 
 
 def _spread(v: np.ndarray, repeats: int) -> np.ndarray:
