@@ -6,8 +6,25 @@ from collections import Counter
 
 import pytest
 
+from tests.standin_cupy.fixture import forget_types
 from tests.standin_cupy.fixture import standin_cupy as standin_cupy
 from tests.support import NO_GPU, has_gpu, missing_tool, required_tools, requires, skip_class
+
+
+@pytest.fixture
+def strict():
+    """A third backend, array_api_strict's, registered for one test."""
+    requires("array_api_strict")
+    from culux.backends import register_backend, registry
+    from tests.strict_backend import StrictBackend
+
+    backend = StrictBackend()
+    register_backend(backend)
+    yield backend
+    del registry._backends[backend.name]
+    forget_types()
+    for kind in backend.array_types:
+        registry._namespaces.pop(kind, None)
 
 
 def pytest_runtest_setup(item):

@@ -21,25 +21,12 @@ from culux.backends import (
     is_array,
     is_float_array,
     register_backend,
-    registry,
 )
 from culux.devices import Device, cpu_device, get_device
 from culux.errors import DeviceError, KernelError
-from tests.standin_cupy.fixture import forget_types
 from tests.strict_backend import StrictBackend
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def strict():
-    backend = StrictBackend()
-    register_backend(backend)
-    yield backend
-    del registry._backends[backend.name]
-    forget_types()
-    for kind in backend.array_types:
-        registry._namespaces.pop(kind, None)
 
 
 def test_numpy_arrays_belong_to_numpy(tmp_path):

@@ -11,10 +11,9 @@ import pytest
 
 import culux
 from culux import tree
-from culux.backends import backend_of, get_backend, is_float_array, register_backend, registry
+from culux.backends import backend_of, get_backend, is_float_array
 from tests.catalogue import entries
 from tests.catalogue.case import TOLERANCE, Case, InitCase, LayerCase, RuleCase
-from tests.standin_cupy.fixture import forget_types, standin_cupy  # noqa: F401 (a fixture)
 from tests.support import requires
 
 ENTRIES = entries()
@@ -210,7 +209,7 @@ def on(backend, arrays):
 
 
 @over([case for case in CASES if case.cupy])
-def test_cupy_against_numpy(case, standin_cupy):  # noqa: F811
+def test_cupy_against_numpy(case, standin_cupy):
     dtype = "float32" if "float32" in case.dtypes else case.dtypes[0]
     backend, arrays = get_backend("cupy"), case.arrays(dtype)
     found = case.call(*on(backend, arrays))
@@ -224,20 +223,6 @@ def test_cupy_against_numpy(case, standin_cupy):  # noqa: F811
         assert all(isinstance(s, standin_cupy.ndarray) for s in slopes)
         assert [s.dtype for s in slopes] == [x.dtype for x in values]
         assert_same(slopes, gradient(scalar(f), values), TOLERANCE[dtype] * case.tolerance)
-
-
-@pytest.fixture
-def strict():
-    requires("array_api_strict")
-    from tests.strict_backend import StrictBackend
-
-    backend = StrictBackend()
-    register_backend(backend)
-    yield backend
-    del registry._backends[backend.name]
-    forget_types()
-    for kind in backend.array_types:
-        registry._namespaces.pop(kind, None)
 
 
 @over([case for case in CASES if case.strict])

@@ -57,16 +57,10 @@ def value_and_gradient(f: Callable[..., Any], *args: Any, has_aux: bool = False)
     """
     if not args:
         raise DifferentiationError("expected at least one argument to differentiate with respect to, got none")
-    with ReverseTrace() as trace:
-        inputs = [_Input(trace, arg, i, len(args)) for i, arg in enumerate(args)]
-        result = _call(f, [entry.traced for entry in inputs])
-        if has_aux:
-            result, aux = _value_and_aux(result)
-            aux = tree.map(trace.lower, aux)
-        seeds = _seed(trace, result)
-    count = sum([sum(entry.wanted) for entry in inputs])
-    cotangents = backward(trace.tape, seeds, count, once=True)
-    found = tuple(entry.collect(cotangents) for entry in inputs)
+    trace, inputs, result, aux = _trace(f, args, has_aux)
+    seeds = _seed(trace, result)
+    cotangents = backward(trace.tape, seeds, _count(inputs), once=True)
+    found = tuple([entry.collect(cotangents) for entry in inputs])
     value = trace.lower(result)
     return (value, aux) if has_aux else value, found if len(found) > 1 else found[0]
 
@@ -87,13 +81,8 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         DifferentiationError: for an integer primal.
         ShapeError: from the pullback, for a `dy` whose structure or shapes are not those of `y`.
     """
-    with ReverseTrace() as trace:
-        inputs = [_Input(trace, arg, i, len(primals)) for i, arg in enumerate(primals)]
-        result = _call(f, [entry.traced for entry in inputs])
-        if has_aux:
-            result, aux = _value_and_aux(result)
-            aux = tree.map(trace.lower, aux)
-    count = sum([sum(entry.wanted) for entry in inputs])
+    trace, inputs, result, aux = _trace(f, primals, has_aux)
+    count = _count(inputs)
     y = tree.map(trace.lower, result)
 
     def pullback(dy: Any) -> tuple[Any, ...]:
@@ -190,6 +179,22 @@ class _Input:
             return float(cotangent) if type(leaf) is float and type(cotangent) is not Tracer else cotangent
 
         return tree.map(of, self.tree)
+
+
+def _trace(f: Callable[..., Any], args: tuple[Any, ...], has_aux: bool) -> tuple[ReverseTrace, list[_Input], Any, Any]:
+    """Call `f` on traced arguments: the ended trace, the inputs, the result as traced, and the plain aux."""
+    with ReverseTrace() as trace:
+        inputs = [_Input(trace, arg, i, len(args)) for i, arg in enumerate(args)]
+        result = _call(f, [entry.traced for entry in inputs])
+    if not has_aux:
+        return trace, inputs, result, None
+    result, aux = _value_and_aux(result)
+    return trace, inputs, result, tree.map(trace.lower, aux)
+
+
+def _count(inputs: list[_Input]) -> int:
+    """How many leaves are differentiated: the first entries of the tape are theirs."""
+    return sum([sum(entry.wanted) for entry in inputs])
 
 
 def is_differentiable(leaf: Any) -> bool:

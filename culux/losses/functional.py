@@ -11,8 +11,8 @@ from culux.autodiff import stop_gradient
 from culux.backends import Array, backend_of
 from culux.backends.registry import namespace_of
 from culux.errors import DTypeError, LayerError, ShapeError, describe, nearest
-from culux.nn import log_softmax, one_hot, softmax_cross_entropy
-from culux.nn.softmax import require_classes, require_integers
+from culux.nn import log_softmax, one_hot
+from culux.nn.softmax import reduced_cross_entropy, require_classes, require_integers
 
 __all__ = ["binary_cross_entropy", "cross_entropy", "hinge", "huber", "mae", "mse", "negative_log_likelihood"]
 
@@ -54,8 +54,8 @@ def cross_entropy(
     elif weight is not None:
         log_p = log_softmax(logits, axis=1)
     else:
-        losses = softmax_cross_entropy(logits, labels, label_smoothing=label_smoothing, ignore_index=ignore_index)
-        return _mean_of_kept(losses, labels, ignore_index, reduction)
+        _check_reduction(reduction)
+        return reduced_cross_entropy(logits, labels, label_smoothing, ignore_index, reduction)
     return negative_log_likelihood(
         log_p, labels, label_smoothing=label_smoothing, ignore_index=ignore_index, weight=weight, reduction=reduction
     )
@@ -234,15 +234,15 @@ def _log(p: Array) -> Array:
 
 
 def _reduced(losses: Array, reduction: str) -> Array:
-    if reduction == "mean":
-        return cnp.mean(losses)
-    if reduction == "sum":
-        return cnp.sum(losses)
-    if reduction == "none":
-        return losses
-    raise LayerError(
-        f"expected reduction to be 'mean', 'sum' or 'none', got {reduction!r}{nearest(reduction, REDUCTIONS)}"
-    )
+    _check_reduction(reduction)
+    return losses if reduction == "none" else cnp.mean(losses) if reduction == "mean" else cnp.sum(losses)
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise LayerError(
+            f"expected reduction to be 'mean', 'sum' or 'none', got {reduction!r}{nearest(reduction, REDUCTIONS)}"
+        )
 
 
 def _mean_of_kept(losses: Array, labels: Array, ignore_index: int | None, reduction: str) -> Array:
@@ -254,7 +254,7 @@ def _mean_of_kept(losses: Array, labels: Array, ignore_index: int | None, reduct
 
 def _is_integer(x: Any) -> bool:
     """Whether `x` has integers or booleans."""
-    return getattr(stop_gradient(x).dtype, "kind", "f") in "iub"
+    return getattr(x.dtype, "kind", "f") in "iub"
 
 
 def _check_swapped(name: str, prediction: Array, labels: Array) -> None:
@@ -268,24 +268,24 @@ def _check_swapped(name: str, prediction: Array, labels: Array) -> None:
 
 def _check_prediction(name: str, prediction: Array, labels: Array) -> None:
     _check_swapped(name, prediction, labels)
-    shape = tuple(prediction.shape)
+    shape, labels_shape = tuple(prediction.shape), tuple(labels.shape)
     if len(shape) < 2:
         raise ShapeError(
             f"{name}: expected a prediction of shape (N, C) or (N, C, *spatial), got {shape}; "
             "the classes lie along axis 1 (for two classes in one number take binary_cross_entropy)"
         )
     expected = (shape[0], *shape[2:])
-    if tuple(labels.shape) not in (expected, shape):
+    if labels_shape not in (expected, shape):
         raise ShapeError(
             f"{name}: expected integer labels of shape {expected}, or probabilities of shape {shape}, got "
             f"{describe(labels)}"
         )
-    if tuple(labels.shape) == expected and not _is_integer(labels):
+    if labels_shape == expected and not _is_integer(labels):
         raise DTypeError(
             f"{name}: expected integer labels of shape {expected}, got {describe(labels)}; "
             f"labels.astype('int64'), or probabilities of shape {shape}"
         )
-    if tuple(labels.shape) == shape and _is_integer(labels):
+    if labels_shape == shape and _is_integer(labels):
         raise DTypeError(
             f"{name}: labels of the prediction's shape {shape} are probabilities and floats, got {describe(labels)}; "
             f"labels.astype('float32'), or integer labels of shape {expected}"

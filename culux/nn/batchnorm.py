@@ -19,7 +19,7 @@ from culux.backends.registry import namespace_of
 from culux.errors import ShapeError
 from culux.nn.activation import Activation, ActivationLike, apply_activation, overwrite
 from culux.nn.activations import identity
-from culux.nn.fused import constant_row, decompose, evaluate_by_rule, is_plain, narrow, require_float, widen
+from culux.nn.fused import decompose, evaluate_by_rule, is_plain, narrow, require_float, row_of_ones, widen
 
 __all__ = ["batchnorm"]
 
@@ -135,13 +135,16 @@ def _(
         return decompose(_normalize_batch, needs, (x, scale, bias), static)
     shape, rows, count = x.shape, x.reshape(len(x), -1), x.size // x.shape[1]
     repeats = rows.shape[1] // shape[1]
-    means = _channel_sums(rows, repeats, 1 / count)
-    mean = means(rows)
+    sums = _channel_sums(rows, repeats)
+    mean = sums(rows)
+    mean /= count
     centred = rows - _spread(mean, repeats)
     # What rounding left of the mean: as in the portable form, without another pass.
-    rest = means(centred)
+    rest = sums(centred)
+    rest /= count
     z = centred * centred
-    var = means(z)
+    var = sums(z)
+    var /= count
     var -= rest * rest
     np.maximum(var, 0, out=var)
     inverse = np.reciprocal(np.sqrt(var + epsilon))
@@ -157,7 +160,6 @@ def _(
             again = (centred + _spread(mean, repeats)).reshape(shape)  # x itself is not kept alive for this
             return decompose(_normalize_batch, needs, (again, scale, bias), static)[1](cotangents)
         dz = activation.backward(dy.reshape(centred.shape), kept_z, kept_y)
-        sums = _channel_sums(dz, repeats)
         product = dz * centred
         total = sums(dz)
         along = sums(product)
@@ -231,15 +233,15 @@ evaluate_by_rule(_normalize_batch, "numpy")
 evaluate_by_rule(_normalize, "numpy")
 
 
-def _channel_sums(rows: np.ndarray, repeats: int, weight: float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
-    """`weight` times the sum per channel of matrices like `rows`, with `repeats` columns for each channel.
+def _channel_sums(rows: np.ndarray, repeats: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The sum per channel of matrices like `rows`, whose columns are `repeats` values of each channel.
 
-    A product with a constant row takes a third of the time of ``sum(0)``.
+    A product with ones takes a third of the time of ``sum(0)``.
     """
-    row = constant_row(len(rows), weight, rows.dtype)
+    ones = row_of_ones(len(rows), rows.dtype)
     if repeats == 1:
-        return row.__matmul__
-    return lambda matrix: (row @ matrix).reshape(-1, repeats).sum(1)
+        return ones.__matmul__
+    return lambda matrix: (ones @ matrix).reshape(-1, repeats).sum(1)
 
 
 def _spread(v: np.ndarray, repeats: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from culux.backends.registry import namespace_of
 from culux.errors import DTypeError, describe
 from culux.numpy.broadcasting import is_half
 
-__all__ = ["column_sum", "constant_row", "decompose", "evaluate_by_rule", "is_plain", "narrow", "require_float", "widen"]
+__all__ = ["column_sum", "decompose", "evaluate_by_rule", "is_plain", "narrow", "require_float", "row_of_ones", "widen"]
 
 _BLAS_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -80,16 +80,16 @@ def narrow(y: Array, like: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=64)
-def constant_row(count: int, value: float, dtype: np.dtype[Any]) -> np.ndarray:
-    """``np.full(count, value, dtype)``, kept and read-only: times a matrix it gives the sums of the columns."""
-    row = np.full(count, value, dtype)
-    row.flags.writeable = False
-    return row
+def row_of_ones(count: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """``np.ones(count, dtype)``, kept and read-only: times a matrix it gives the sums of the columns."""
+    ones = np.ones(count, dtype)
+    ones.flags.writeable = False
+    return ones
 
 
 def column_sum(rows: np.ndarray) -> np.ndarray:
     """The sum over the rows of a NumPy matrix; a product with ones takes a third of ``sum(0)``'s time."""
-    total: np.ndarray = constant_row(len(rows), 1.0, rows.dtype) @ rows
+    total: np.ndarray = row_of_ones(len(rows), rows.dtype) @ rows
     return total
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from culux import numpy as cnp
 from culux.autodiff import primitive
-from culux.autodiff.tracer import Pullback
+from culux.autodiff.tracer import Pullback, Tracer
 from culux.backends import Array, backend_of
 from culux.backends.registry import namespace_of
 from culux.errors import DTypeError, LayerError, ShapeError, describe
@@ -17,6 +18,7 @@ __all__ = [
     "log_softmax",
     "logsumexp",
     "one_hot",
+    "reduced_cross_entropy",
     "require_classes",
     "require_integers",
     "softmax",
@@ -59,13 +61,22 @@ def logsumexp(x: Array, axis: int = -1, keepdims: bool = False) -> Array:
     return y if keepdims else namespace_of(y).squeeze(y, axis=axis)
 
 
-def _shifted_exp(x: Array, axis: int) -> tuple[Array, Array]:
-    """``exp(x - shift)`` and the shift: the largest element along the axis, 0 where that is infinite."""
+def _shift(x: Array, axis: int) -> Array:
+    """The largest element along the axis, a finite number where that is infinite."""
+    if type(x) is np.ndarray:
+        bounds = np.finfo(x.dtype)
+        largest = np.maximum.reduce(x, axis=axis, keepdims=True, initial=bounds.min)
+        return np.minimum(largest, bounds.max, out=largest)
     xp = namespace_of(x)
-    shift = xp.max(x, axis=axis, keepdims=True)
-    shift = xp.where(xp.isfinite(shift), shift, xp.zeros_like(shift))
+    largest = xp.max(x, axis=axis, keepdims=True)
+    return xp.where(xp.isfinite(largest), largest, xp.zeros_like(largest))
+
+
+def _shifted_exp(x: Array, axis: int) -> tuple[Array, Array]:
+    """``exp(x - shift)`` and the shift."""
+    shift = _shift(x, axis)
     shifted = x - shift
-    return np.exp(shifted, out=shifted) if type(shifted) is np.ndarray else xp.exp(shifted), shift
+    return np.exp(shifted, out=shifted) if type(shifted) is np.ndarray else namespace_of(x).exp(shifted), shift
 
 
 @primitive
@@ -164,29 +175,44 @@ def softmax_cross_entropy(
             on a GPU such a label is not looked for.
         DTypeError: for labels that are neither integers nor floats.
     """
+    return reduced_cross_entropy(logits, labels, label_smoothing, ignore_index, "none")
+
+
+def reduced_cross_entropy(
+    logits: Array, labels: Array, label_smoothing: float, ignore_index: int | None, reduction: str
+) -> Array:
+    """`softmax_cross_entropy`, or its mean over what is not ignored ("mean") or its sum ("sum")."""
     require_float("softmax_cross_entropy", logits)
-    if logits.ndim < 2:
-        raise ShapeError(f"expected logits of shape (N, C, *spatial), got {tuple(logits.shape)}")
+    shape, labels_shape = tuple(logits.shape), tuple(labels.shape)
+    if len(shape) < 2:
+        raise ShapeError(f"expected logits of shape (N, C, *spatial), got {shape}")
     if not 0 <= label_smoothing <= 1:
         raise LayerError(f"expected 0 <= label_smoothing <= 1, got {label_smoothing}")
-    if labels.shape == logits.shape:
+    if labels_shape == shape:
         require_float("softmax_cross_entropy with labels of the logits' shape", labels)
         if ignore_index is not None:
             raise LayerError("ignore_index is for integer labels; these are probabilities")
-        return _cross_entropy(logits, labels, smoothing=label_smoothing)
-    expected = (logits.shape[0], *logits.shape[2:])
-    if tuple(labels.shape) != expected:
+        return _reduced(_cross_entropy(logits, labels, smoothing=label_smoothing), reduction)
+    expected = (shape[0], *shape[2:])
+    if labels_shape != expected:
         raise ShapeError(
-            f"expected labels of shape {expected}, or probabilities of shape {tuple(logits.shape)}, "
-            f"got {tuple(labels.shape)}"
+            f"expected labels of shape {expected}, or probabilities of shape {shape}, got {labels_shape}"
         )
     require_integers("softmax_cross_entropy", labels)
-    require_classes(labels, logits.shape[1], ignore_index)
-    return _sparse_cross_entropy(logits, labels, smoothing=label_smoothing, ignore_index=ignore_index)
+    require_classes(labels, shape[1], ignore_index)
+    return _sparse_cross_entropy(
+        logits, labels, smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction
+    )
+
+
+def _reduced(losses: Array, reduction: str) -> Array:
+    return losses if reduction == "none" else cnp.mean(losses) if reduction == "mean" else cnp.sum(losses)
 
 
 def require_integers(function: str, labels: Array) -> None:
     """Raise a `DTypeError` where labels are no integers."""
+    if type(labels) is np.ndarray and labels.dtype.kind in "iu":
+        return
     xp = backend_of(labels).xp
     if not hasattr(labels, "dtype") or not xp.isdtype(labels.dtype, "integral"):
         raise DTypeError(f"{function}: expected integer labels, got {describe(labels)}; labels.astype('int64')")
@@ -240,15 +266,21 @@ def _(needs: tuple[bool, ...], logits: Array, targets: Array, *, smoothing: floa
 
 
 @primitive(composite=True)
-def _sparse_cross_entropy(logits: Array, labels: Array, *, smoothing: float, ignore_index: int | None) -> Array:
+def _sparse_cross_entropy(
+    logits: Array, labels: Array, *, smoothing: float, ignore_index: int | None, reduction: str
+) -> Array:
     """The loss with integer labels; the portable form."""
     wide = widen(logits)
     xp = namespace_of(labels)
-    targets = _smoothed(xp.moveaxis(one_hot(labels, logits.shape[1], _dtype_name(wide)), -1, 1), smoothing)
-    if ignore_index is not None:
-        kept = xp.expand_dims(labels != ignore_index, axis=1)
-        targets = xp.where(kept, targets, xp.zeros_like(targets))
-    return narrow(_cross_entropy(wide, targets, smoothing=0), logits)
+    dtype = _dtype_name(wide)
+    targets = _smoothed(xp.moveaxis(one_hot(labels, logits.shape[1], dtype), -1, 1), smoothing)
+    if ignore_index is None:
+        return narrow(_reduced(_cross_entropy(wide, targets, smoothing=0), reduction), logits)
+    kept = backend_of(labels).astype(labels != ignore_index, dtype)
+    losses = _cross_entropy(wide, targets * xp.expand_dims(kept, axis=1), smoothing=0)
+    if reduction == "mean":
+        return narrow(cnp.sum(losses) / cnp.sum(kept), logits)
+    return narrow(_reduced(losses, reduction), logits)
 
 
 def _dtype_name(x: Array) -> str:
@@ -256,35 +288,39 @@ def _dtype_name(x: Array) -> str:
 
 
 @_sparse_cross_entropy.rule
-def _(
-    needs: tuple[bool, ...], logits: Array, labels: Array, *, smoothing: float, ignore_index: int | None
-) -> tuple[Array, Pullback]:
-    static = {"smoothing": smoothing, "ignore_index": ignore_index}
+def _(needs: tuple[bool, ...], logits: Array, labels: Array, **static: Any) -> tuple[Array, Pullback]:
     if not backend_of(logits).writes_in_place:
         return decompose(_sparse_cross_entropy, needs, (logits, labels), static)
+    smoothing, ignore_index = static["smoothing"], static["ignore_index"]
     wide = widen(logits)
     xp = namespace_of(wide)
     kept = None if ignore_index is None else labels != ignore_index
     at = _positions(labels if kept is None else xp.where(kept, labels, 0))
-    p, shift = _shifted_exp(wide, 1)
-    total = xp.sum(p, axis=1, keepdims=True)
     # Differences from the shift, so that no digits are lost where all logits are large.
-    y = xp.log(total)[:, 0] - (wide[at] - shift[:, 0]) * (1 - smoothing)
+    p = wide - _shift(wide, 1)
+    picked = p[at]
     if smoothing:
-        y -= xp.mean(wide - shift, axis=1) * smoothing
+        picked = picked * (1 - smoothing) + p.mean(axis=1) * smoothing
+    total = xp.exp(p, out=p).sum(axis=1, keepdims=True)
+    losses = xp.log(total[:, 0]) - picked
+    if kept is not None:
+        losses = xp.where(kept, losses, 0)
+    count = 1 if static["reduction"] != "mean" else losses.size if kept is None else kept.astype(losses.dtype).sum()
+    y = losses if static["reduction"] == "none" else losses.sum() / count
     p /= total
 
     def pullback(dy: Array) -> tuple[Any, None]:
-        if type(dy) is not type(p):  # traced: a derivative of this derivative is being taken
+        if type(dy) is Tracer:  # a derivative of this derivative is being taken
             return decompose(_sparse_cross_entropy, needs, (logits, labels), static)[1](dy)
-        dy = widen(dy) if kept is None else widen(dy) * kept
-        dlogits = p * dy[:, None]
+        dy = widen(dy) / count if kept is None else widen(dy) / count * kept
+        along = dy[:, None] if dy.ndim else dy
+        dlogits = p * along
         dlogits[at] -= dy * (1 - smoothing)
         if smoothing:
-            dlogits -= dy[:, None] * (smoothing / p.shape[1])
+            dlogits -= along * (smoothing / p.shape[1])
         return narrow(dlogits, logits), None
 
-    return narrow(y if kept is None else xp.where(kept, y, 0), logits), pullback
+    return narrow(y, logits), pullback
 
 
 evaluate_by_rule(_sparse_cross_entropy, "numpy", "cupy")
@@ -293,6 +329,8 @@ evaluate_by_rule(_sparse_cross_entropy, "numpy", "cupy")
 def _positions(labels: Array) -> tuple[Array, ...]:
     """The index of the labels' elements in an array (N, C, *spatial)."""
     xp = namespace_of(labels)
+    if labels.ndim == 1:
+        return xp.arange(len(labels)), labels
     grid = [
         xp.arange(n).reshape([-1 if i == axis else 1 for i in range(labels.ndim)])
         for axis, n in enumerate(labels.shape)
