@@ -107,6 +107,8 @@ class Batches:
 
 def _rows_of(array: Array, rows: np.ndarray) -> Array:
     """A copy of some rows of an array, on its device."""
+    if type(array) is np.ndarray:
+        return array.take(rows, axis=0)
     backend = backend_of(array)
     return backend.xp.take(array, backend.from_host(rows, backend.place_of(array).index), axis=0)
 

@@ -240,6 +240,8 @@ def describe(value: Any) -> str:
     """A value in a few words for a message: `float32 array of shape (2, 3)`, `int 3`, `Dense(2, 4)`."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None and dtype is not None:
-        return f"{dtype} array of shape {tuple(shape)}"
+        kind = type(value).__name__
+        kind = kind if kind in ("MaskedArray", "matrix", "Tensor", "Parameter") else "array"
+        return f"{dtype} {kind} of shape {tuple(shape)}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

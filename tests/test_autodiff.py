@@ -12,6 +12,7 @@ import culux
 import culux.numpy as cnp
 from culux.autodiff.tracer import nesting_level
 from culux.errors import CuluxError, DifferentiationError, ShapeError
+from tests.support import requires
 
 X = np.random.default_rng(0).standard_normal((3, 4))
 Point = namedtuple("Point", "x y")
@@ -352,6 +353,8 @@ def test_a_traced_array_after_its_trace_is_refused():
     for use in (lambda: kept[0] + 1, lambda: kept[0].sum(), lambda: np.sin(kept[0]), lambda: cnp.exp(kept[0])):
         with pytest.raises(DifferentiationError, match=r"traced array after its trace ended.*stop_gradient\(value\)"):
             use()
+    with pytest.raises(DifferentiationError, match=r"^reshape got a traced array after its trace ended"):
+        kept[0].reshape(-1)
     with pytest.raises(DifferentiationError, match="after its trace ended"):
         culux.gradient(lambda x: (x * kept[0]).sum(), X)
 
@@ -381,12 +384,26 @@ def test_a_traced_array_after_its_trace_is_refused():
         (lambda x: x.real.sum(), (X + 1j,), r"(the argument is complex128 array|complex arrays have no rules)"),
         (lambda ps: ps.w.real.sum(), (culux.Tree(w=X + 1j),), r"complex arrays have no rules.*pass real and imaginary"),
         (lambda: 1.0, (), "expected at least one argument"),
+        (lambda m: 1.0, (culux.Dense(1, 2),), r"the argument is the layer Dense.*gradient\(lambda ps.*StatefulLayer"),
+        (
+            lambda models: 1.0,
+            ([culux.StatefulLayer(culux.Dense(1, 2), {}, {})],),
+            "a StatefulLayer inside of an argument has no gradient; pass it as an argument of its own",
+        ),
+        (lambda x: x.sum(), (np.ma.array(X),), r"float64 MaskedArray of shape .* is no array of NumPy or CuPy"),
+        (lambda ps: 1.0, ([np.ma.array(X)],), r"is no array of NumPy or CuPy.*numpy.asarray"),
     ],
 )
 def test_arguments_and_results_that_do_not_fit(f, args, message):
     with pytest.raises(DifferentiationError, match=message):
         culux.gradient(f, *args)
     assert nesting_level() == 0
+
+
+def test_a_torch_tensor_is_no_argument():
+    torch = requires("torch")
+    with pytest.raises(DifferentiationError, match=r"torch.float32 Tensor of shape \(3,\) .*culux.cpu_device\(\)\(x\)"):
+        culux.gradient(lambda ps: 1.0, culux.Tree(w=torch.ones(3)))
 
 
 def test_has_aux_needs_a_pair():

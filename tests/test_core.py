@@ -17,7 +17,7 @@ import pytest
 
 import culux
 from culux.autodiff.tracer import Tracer
-from culux.errors import DTypeError, EntryError, LayerError
+from culux.errors import DTypeError, EntryError, LayerError, ShapeError
 from tests.support import requires
 
 X = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
@@ -407,6 +407,24 @@ def test_the_gradient_of_a_stateful_layer_is_the_tree_of_its_ps():
     assert m.ps is ps
 
 
+def test_an_updated_stateful_layer_is_one_of_its_own():
+    model = Affine(3)
+    m = culux.StatefulLayer(model, *culux.setup(0, model))
+    opt = culux.optim.setup(culux.optim.Descent(0.1), m)
+    opt, new = culux.optim.update(opt, m, culux.gradient(lambda m: m(X).sum(), m))
+    new(X)
+    assert (type(new), m.st.calls, new.st.calls) == (culux.StatefulLayer, 1, 2)
+    assert pickle.loads(pickle.dumps(new)).st.calls == 2
+    assert not np.array_equal(m.ps.w, new.ps.w)
+
+
+def test_a_stateful_layer_that_leaves_as_aux_is_plain():
+    model = Affine(3)
+    m = culux.StatefulLayer(model, *culux.setup(0, model))
+    (_, out), _ = culux.value_and_gradient(lambda m: (m(X).sum(), m), m, has_aux=True)
+    assert (type(out), type(out.ps.w), out.st.calls) == (culux.StatefulLayer, np.ndarray, 1)
+
+
 def test_wrong_parts_of_a_stateful_layer():
     ps, st = culux.setup(0, Affine(3))
     with pytest.raises(LayerError, match=r"expected StatefulLayer\(layer, ps, st\), got .* for the layer"):
@@ -535,6 +553,11 @@ def test_the_same_seed_gives_the_same_numbers():
     np.testing.assert_array_equal(culux.initial_parameters(np.int64(3), block()).conv.w, one.conv.w)
 
 
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ShapeError, match=r"expected a seed from 0, got rng=-1"):
+        culux.setup(-1, Affine(3))
+
+
 @pytest.mark.parametrize("rng", [None, 1.5, True, "0", np.random.RandomState(0)])
 def test_a_wrong_rng_is_a_type_error_with_the_spelling(rng):
     with pytest.raises(TypeError, match=r"expected rng to be .*: culux.setup\(np.random.default_rng\(0\), layer\)"):
@@ -585,6 +608,8 @@ def test_lengths():
     assert culux.parameter_length(Memory(Affine(3))) == culux.parameter_length(ps) == 6
     assert culux.state_length(Memory(Affine(3))) == culux.state_length(st) == 11
     assert culux.parameter_length(Plain()) == 0
+    with pytest.raises(LayerError, match=r"expected a layer, got the class Plain; make one: Plain\(\.\.\.\)"):
+        culux.parameter_length(Plain)
 
 
 def test_modes_and_other_states_are_set_at_every_depth():
@@ -606,6 +631,9 @@ def test_modes_and_other_states_are_set_at_every_depth():
     m = culux.test_mode(culux.StatefulLayer(model, ps, st))
     assert isinstance(m, culux.StatefulLayer)
     assert m.st == test
+    listed = culux.test_mode({"cells": [{"training": True}, {"training": True}], "pair": ({"training": True}, 1)})
+    assert listed == {"cells": [{"training": False}, {"training": False}], "pair": ({"training": False}, 1)}
+    assert culux.update_state({"cells": [{"rate": 1.0}]}, "rate", 2.0).cells[0].rate == 2.0
     with pytest.raises(EntryError, match=r"no state is named 'rte' \(did you mean 'rate'\?\); there are: .*training"):
         culux.update_state(st, "rte", 1.0)
     with pytest.raises(LayerError, match="modes live in st, not in the layer"):
@@ -637,6 +665,15 @@ def test_output_shape_of_a_layer_that_does_not_say():
 def test_arrays_in_fields_are_refused(value):
     with pytest.raises(LayerError, match=r"holds a float64 array.*initial_parameters\(self, rng\).*initial_states"):
         Affine(3, value)
+
+
+def test_a_stateful_layer_is_no_child():
+    m = culux.StatefulLayer(Affine(3), *culux.setup(0, Affine(3)))
+    for make in (lambda: culux.Chain(m), lambda: culux.WrappedFunction(m)):
+        with pytest.raises(LayerError, match=r"holds a StatefulLayer, which holds arrays.*m\.layer"):
+            make()
+    with pytest.raises(LayerError, match="expected a layer, got StatefulLayer"):
+        culux.setup(0, m)
 
 
 def test_traced_and_foreign_arrays_in_fields_are_refused():
@@ -732,6 +769,14 @@ def test_a_layer_is_compared_without_its_arrays():
 )
 def test_the_repr_is_the_constructor_call(layer):
     assert eval(repr(layer)) == layer
+
+
+def test_the_repr_of_a_layer_that_keeps_an_argument_under_another_name():
+    class Hidden(culux.Layer):
+        def __init__(self, width, *, scale=2):
+            self.size = width
+
+    assert repr(Hidden(3)) == "Hidden(...)"
 
 
 def test_print_shows_the_tree_with_counts():

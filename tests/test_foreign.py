@@ -224,6 +224,13 @@ def test_a_traced_array_does_not_leave(use, into):
         culux.gradient(lambda t: use(t[0, 0]) * t.sum(), X)
 
 
+def test_a_traced_array_is_formatted_as_its_value():
+    shown = []
+    culux.gradient(lambda t: shown.append(f"{t.sum():.3f}") or t.sum(), np.ones(4))
+    culux.gradient(lambda t: shown.append(f"{t}"[:6]) or t.sum(), np.ones(4))
+    assert shown == ["4.000", "Tracer"]
+
+
 def test_writes_say_what_to_do():
     def write(t):
         t[0] = 1
@@ -241,7 +248,8 @@ def test_writes_say_what_to_do():
         ("backward", r"a traced array has no \.backward\(\): .*culux.gradient\(loss, ps\)"),
         ("detach", r"stop_gradient"),
         ("numpy", r"culux.to_numpy"),
-        ("nothing", r"a traced array has no attribute 'nothing'"),
+        ("nothing", r"a traced array has no attribute 'nothing'$"),
+        ("sort", r"no attribute 'sort': .* none that write; .*culux.numpy.*culux.stop_gradient\(x\).sort"),
     ],
 )
 def test_spellings_of_other_frameworks(name, answer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -86,9 +88,22 @@ def test_only_wanted_cotangents_are_computed(activation):
         _, pullback = _dense.operation.vjp_rule(needs, x, weight, bias, activation=activation)
         assert tuple(g is not None for g in pullback(np.ones((3, 4)))) == needs
         _, pullback = _normalize_batch.operation.vjp_rule(
-            needs, x, bias[:2], bias[2:], epsilon=1, activation=activation
+            needs, x, bias[:2], bias[2:], epsilon=1, activation=activation, statistics=[]
         )
-        assert tuple(g is not None for g in pullback((np.ones((3, 2)), None, None))) == needs
+        assert tuple(g is not None for g in pullback(np.ones((3, 2)))) == needs
+
+
+def test_pullbacks_keep_nothing_alive_that_they_do_not_read():
+    x, scale, bias = normal(4, 3), normal(3), normal(3)
+    y, normalized_back = _normalize_batch.operation.vjp_rule(
+        (True, True, True), x, scale, bias, epsilon=1, activation=nn.relu, statistics=[]
+    )
+    z, dense_back = _dense.operation.vjp_rule((True, True, True), y, normal(2, 3), None, activation=nn.identity)
+    output, batch = weakref.ref(z.base), weakref.ref(x)
+    del z, x
+    assert output() is None
+    assert batch() is None
+    assert normalized_back(dense_back(np.ones((4, 2)))[0])[0].shape == (4, 3)
 
 
 OPERATIONS = {

@@ -174,6 +174,27 @@ def test_a_deep_copy_of_what_is_owned_is_trained_too():
     np.testing.assert_allclose(mine.layer_1.bias, before.layer_1.bias - 0.1 * g.layer_1.bias)
 
 
+@pytest.mark.parametrize("rule", [Adam(0.1), chain(clip_norm(1.0), Adam(0.1))], ids=repr)
+def test_updates_in_place_with_and_without_some_gradients(rule):
+    ps, grads = parameters(), gradients(5)
+    thinned = [g.replace({"layer_1.weight": None}) if i in (1, 3) else g for i, g in enumerate(grads)]
+    owned, mine = own(optim.setup(rule, ps), ps)
+    for g in thinned:
+        owned, mine = optim.update_in_place(owned, mine, g)
+    state, expected = steps(rule, ps, thinned)
+    assert_equal(mine, expected)
+    assert_equal(tree.leaves(owned), tree.leaves(state))
+
+
+def test_a_list_of_parameters_may_change_between_updates_in_place():
+    ps, g = Tree(w=[np.ones(3), np.ones(2)]), Tree(w=[np.ones(3), np.ones(2)])
+    owned, mine = optim.update_in_place(*own(optim.setup(Descent(0.5), ps), ps), g)
+    mine.w[0] = np.full(3, 5.0)
+    _, mine = optim.update_in_place(owned, mine, g)
+    np.testing.assert_array_equal(mine.w[0], np.full(3, 4.5))
+    np.testing.assert_array_equal(mine.w[1], np.zeros(2))
+
+
 # Absent and strange gradients.
 
 

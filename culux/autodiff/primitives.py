@@ -59,7 +59,7 @@ class Primitive(Protocol):
 
 def _make(portable: Callable[..., Any], composite: bool) -> Primitive:
     """A plain function around the operation: it pickles by name, binds as a method, and calls fast."""
-    operation = Operation(portable.__name__, portable, composite)
+    operation = Operation(portable.__name__.strip("_"), portable, composite)
 
     @functools.wraps(portable)
     def call(*args: Any, **static: Any) -> Any:

@@ -26,6 +26,7 @@ class _Parts(dict[int, Any]):
         return _Parts(self | other)
 
 
+_INPUT: Entry = (None,)
 _ONE, _FIRST, _SECOND, _BOTH = (True,), (True, False), (False, True), (True, True)
 
 
@@ -40,8 +41,9 @@ class ReverseTrace(Trace):
 
     def lift(self, value: Any) -> Tracer:
         """A tracer for an input."""
-        self.tape.append((None,))
-        return Tracer(value, self, len(self.tape) - 1)
+        tape = self.tape
+        tape.append(_INPUT)
+        return Tracer(value, self, len(tape) - 1)
 
     def process(self, primitive: Operation, args: tuple[Any, ...], static: Mapping[str, Any]) -> Any:
         """Run the rule one level down and put its pullback on the tape."""

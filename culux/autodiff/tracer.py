@@ -16,7 +16,7 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeAlias
 
-from culux.errors import DifferentiationError, missing_attribute
+from culux.errors import FOREIGN_METHODS, DifferentiationError, missing_attribute
 
 __all__ = ["Operation", "Pullback", "Rule", "Trace", "Tracer", "nesting_level", "plain"]
 
@@ -168,8 +168,17 @@ class Tracer:
     def __repr__(self) -> str:
         return f"Tracer({self.value!r}, level={self.scope.level})"
 
+    def __format__(self, spec: str) -> str:
+        return format(plain(self), spec) if spec else repr(self)
+
     def __getattr__(self, name: str) -> NoReturn:
-        raise missing_attribute("a traced array", name)
+        missing = missing_attribute("a traced array", name)
+        if name not in FOREIGN_METHODS and not name.startswith("__") and hasattr(plain(self), name):
+            missing.args = (
+                f"{missing}: it has the methods that can be differentiated, and none that write; compute with "
+                f"culux.numpy functions, or take it of a constant: culux.stop_gradient(x).{name}",
+            )
+        raise missing
 
     def _leaves(self, into: str) -> NoReturn:
         raise DifferentiationError(

@@ -154,11 +154,19 @@ class _Input:
                 f"{name} is {describe(value)}: only floats have a gradient; convert it (x.astype('float32'), 3.0) "
                 "or close over it: gradient(lambda ps: f(ps, labels), ps)"
             )
+        if hasattr(type(value), "initial_parameters") and not hasattr(value, "__culux_trainable__"):
+            raise DifferentiationError(
+                f"{name} is the layer {type(value).__name__}, which holds no arrays; differentiate with respect to its "
+                "parameters, gradient(lambda ps: loss(model, ps), ps), or to culux.StatefulLayer(model, ps, st)"
+            )
+
+        note, lift_leaf = self.wanted.append, trace.lift
 
         def lift(leaf: Any) -> Any:
-            wanted = is_differentiable(leaf)
-            self.wanted.append(wanted)
-            return trace.lift(leaf) if wanted else leaf
+            # The first test is what almost every leaf of every step comes to.
+            wanted = (type(leaf) is np.ndarray and leaf.dtype.kind == "f") or is_differentiable(leaf)
+            note(wanted)
+            return lift_leaf(leaf) if wanted else leaf
 
         # A model (functor, StatefulLayer) names its trained arrays and takes others in their place.
         model = hasattr(value, "__culux_trainable__")
@@ -199,15 +207,22 @@ def _count(inputs: list[_Input]) -> int:
 
 def is_differentiable(leaf: Any) -> bool:
     """Whether a leaf has a gradient: float arrays and scalars have, traced ones too."""
-    kind = type(leaf)
-    if kind is Tracer or kind is float:
-        return True
-    if is_float_array(leaf):
+    if is_float_array(leaf) or type(leaf) is Tracer or type(leaf) is float:
         return True
     dtype = getattr(leaf, "dtype", None)
     if dtype is not None and getattr(dtype, "kind", "") == "c":
         raise DifferentiationError(f"complex arrays have no rules, got {describe(leaf)}; pass real and imaginary parts")
-    return getattr(dtype, "kind", "") == "f"
+    if hasattr(leaf, "__culux_trainable__"):
+        raise DifferentiationError(
+            f"a {type(leaf).__name__} inside of an argument has no gradient; pass it as an argument of its own: "
+            "gradient(lambda m, x: loss(m, x), m, x)"
+        )
+    if hasattr(leaf, "__dlpack__") and not is_array(leaf):
+        raise DifferentiationError(
+            f"{describe(leaf)} is no array of NumPy or CuPy, and no gradient is taken of it; bring it into one first, "
+            "culux.cpu_device()(x) for torch and JAX arrays, numpy.asarray(x) for others"
+        )
+    return isinstance(leaf, np.generic) and leaf.dtype.kind == "f"
 
 
 def _call(f: Callable[..., Any], args: list[Any]) -> Any:

@@ -75,8 +75,13 @@ def _plain(leaf: Any) -> Any:
 
 
 def refuse_arrays(owner: str, name: str, value: Any) -> None:
-    """Raise a `LayerError` where a field holds an array: culux's, a traced one, or another library's."""
+    """Raise a `LayerError` where a field holds an array: culux's, a traced one, another library's, a model's."""
     for leaf in tree.leaves(value):
+        if hasattr(leaf, "__culux_trainable__"):
+            raise LayerError(
+                f"{owner}.{name} holds a {type(leaf).__name__}, which holds arrays, and a layer holds none; "
+                "put the layer in it there: m.layer"
+            )
         if is_array(leaf) or hasattr(leaf, "__culux_value__") or hasattr(leaf, "__dlpack__"):
             raise LayerError(
                 f"{owner}.{name} holds a {describe(leaf)}; a layer holds no arrays. Keep a function that makes it, "
@@ -86,13 +91,16 @@ def refuse_arrays(owner: str, name: str, value: Any) -> None:
 
 
 def constructor_call(record: Any) -> str:
-    """The call that makes this object: required arguments, and the others where they are not the default."""
+    """The call that makes this object: required arguments, and the others where they are not the default.
+
+    An argument that a hand-written `__init__` keeps under no attribute of its name is shown as ``...``.
+    """
     cls = type(record)
     arguments: list[str] = []
     by_name = False
     for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
         default = _default(cls, parameter)
-        value = getattr(record, parameter.name, default)
+        value = getattr(record, parameter.name, ... if default is parameter.empty else default)
         if parameter.kind is parameter.VAR_POSITIONAL:
             arguments += [named_or_repr(item) for item in (value if isinstance(value, tuple) else ())]
         elif parameter.kind is parameter.VAR_KEYWORD:
@@ -137,6 +145,8 @@ def named_or_repr(value: Any) -> str:
     """A value as it is written in a call: functions by their names, all else by its repr."""
     if type(value) is tuple:
         return f"({', '.join(named_or_repr(item) for item in value)}{',' if len(value) == 1 else ''})"
+    if value is ...:
+        return "..."
     if type(value) is Tree:
         return f"{{{', '.join(f'{name!r}: {named_or_repr(item)}' for name, item in value.items())}}}"
     name = getattr(value, "__name__", None) if callable(value) else None

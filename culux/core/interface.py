@@ -15,7 +15,7 @@ from culux.core.fields import is_layer
 from culux.core.layer import Layer
 from culux.core.summary import count
 from culux.core.view import StatefulLayer
-from culux.errors import EntryError, LayerError, describe, locate, nearest
+from culux.errors import EntryError, LayerError, ShapeError, describe, locate, nearest
 from culux.tree import Tree, as_tree, trusted
 
 __all__ = [
@@ -92,12 +92,12 @@ def stateless_apply(layer: Layer, x: Any, ps: Any) -> Any:
 
 def parameter_length(layer_or_ps: Any) -> int:
     """How many numbers the parameters of a layer, or a tree of parameters, hold."""
-    return count(initial_parameters(0, layer_or_ps) if is_layer(layer_or_ps) else layer_or_ps)
+    return count(initial_parameters(0, layer_or_ps) if _no_tree(layer_or_ps) else layer_or_ps)
 
 
 def state_length(layer_or_st: Any) -> int:
     """How many numbers the states of a layer, or a tree of states, hold; what is no array counts one."""
-    return count(initial_states(0, layer_or_st) if is_layer(layer_or_st) else layer_or_st)
+    return count(initial_states(0, layer_or_st) if _no_tree(layer_or_st) else layer_or_st)
 
 
 def output_shape(layer: Layer, input_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -152,10 +152,24 @@ def _update(st: Tree, key: str, value: Any) -> tuple[Tree, bool]:
     for name, entry in st.items():
         if name == key:
             entries[name] = as_tree(value)
-        elif isinstance(entry, Tree):
-            entries[name], below = _update(entry, key, value)
+        else:
+            entries[name], below = _update_below(entry, key, value)
             found = found or below
     return trusted(entries), found
+
+
+def _update_below(entry: Any, key: str, value: Any) -> tuple[Any, bool]:
+    if isinstance(entry, Tree):
+        return _update(entry, key, value)
+    if type(entry) not in (list, tuple):
+        return entry, False
+    updated = [_update_below(item, key, value) for item in entry]
+    return type(entry)(item for item, _ in updated), any(found for _, found in updated)
+
+
+def _no_tree(value: Any) -> bool:
+    """Whether a value is to be taken for a layer: one, or a class in its place, which is refused there."""
+    return is_layer(value) or isinstance(value, type)
 
 
 def _states(st: Any) -> Tree:
@@ -182,6 +196,8 @@ def _generator(rng: Any, layer: Any) -> np.random.Generator:
     if isinstance(rng, np.random.Generator):
         return rng
     if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool):
+        if rng < 0:
+            raise ShapeError(f"expected a seed from 0, got rng={rng}")
         return np.random.default_rng(int(rng))
     swapped = "; rng comes first" if is_layer(rng) else ""
     raise LayerError(

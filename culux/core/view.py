@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from culux import tree
 from culux.core.fields import CHILDREN, is_layer, without_traces
 from culux.errors import LayerError, describe, missing_attribute
 from culux.tree import Tree, as_tree, trusted
@@ -74,6 +75,8 @@ class View:
         return value
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # protocols: a view is not the layer that it shows
+            raise AttributeError(name)
         layer = self._layer
         children = layer.__dict__[CHILDREN]
         if name in children:
@@ -155,17 +158,29 @@ class StatefulLayer(View):
         return self.ps
 
     def __culux_replace__(self, ps: Tree) -> View:
-        """The same layer with other parameters; its states move on in this object."""
-        return _Borrowed(self._layer, ps, self._states, self)
+        """The same layer with other parameters: traced ones move the states of this object, others have their own."""
+        if any(hasattr(leaf, "__culux_value__") for leaf in tree.leaves(ps)):
+            return _Borrowed(self._layer, ps, self._states, self)
+        return StatefulLayer(self._layer, ps, self._st)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.layer, self.ps, self.st)
 
 
 class _Borrowed(StatefulLayer):
-    """A `StatefulLayer` with other parameters whose states live in the one that it was made from."""
+    """A `StatefulLayer` with traced parameters whose states live in the one that it was made from.
+
+    It is a tree node, so that one that leaves its trace as aux becomes a plain `StatefulLayer`.
+    """
 
     __slots__ = ()
 
     def __init__(self, layer: Any, ps: Tree, st: Tree, owner: View) -> None:
         View.__init__(self, layer, ps, st, owner)
+
+    def __tree_flatten__(self) -> tuple[Mapping[str, Any], Any]:
+        return {"ps": self._ps, "st": self._st}, self._layer
+
+    @classmethod
+    def __tree_unflatten__(cls, static: Any, children: Mapping[str, Any]) -> StatefulLayer:
+        return StatefulLayer(static, **children)

@@ -39,7 +39,12 @@ class DeviceIterator:
     def __iter__(self) -> Iterator[Any]:
         if self.device.backend.has_streams:
             return self._one_ahead()
-        return map(self.device, self.iterable)
+        stays = self.device.kind == "cpu" and self.device.dtype is None
+        return map(self._on_host if stays else self.device, self.iterable)
+
+    def _on_host(self, batch: Any) -> Any:
+        """``device(batch)`` on the host; without a walk over the tree in the usual case, where all is there."""
+        return batch if type(batch) is tuple and all(map(_is_on_host, batch)) else self.device(batch)
 
     def __len__(self) -> int:
         return len(self.iterable)  # type: ignore[arg-type]
@@ -102,3 +107,7 @@ class DeviceIterator:
             return tree.unflatten(structure, leaves)
 
         return finish
+
+
+def _is_on_host(leaf: Any) -> bool:
+    return type(leaf) is np.ndarray and leaf.dtype.kind in "fiub"

@@ -53,7 +53,7 @@ class Loss(Record):
             raise LayerError(f"{type(self).__name__}: expected a batch (x, y), got {describe(batch)}")
         x, y = batch
         y_hat, st = layer(x, ps, st)
-        return self(y_hat, y), st, {}
+        return type(self).function(y_hat, y, **vars(self)), st, {}
 
 
 def _as_tuple(value: Any) -> Any:

@@ -195,9 +195,7 @@ def reduced_cross_entropy(
         return _reduced(_cross_entropy(logits, labels, smoothing=label_smoothing), reduction)
     expected = (shape[0], *shape[2:])
     if labels_shape != expected:
-        raise ShapeError(
-            f"expected labels of shape {expected}, or probabilities of shape {shape}, got {labels_shape}"
-        )
+        raise ShapeError(f"expected labels of shape {expected}, or probabilities of shape {shape}, got {labels_shape}")
     require_integers("softmax_cross_entropy", labels)
     require_classes(labels, shape[1], ignore_index)
     return _sparse_cross_entropy(

@@ -67,9 +67,19 @@ class Layout:
     parts: tuple[Part, ...]
 
     @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of every segment."""
+        return [segment.shape for segment in self.segments]
+
+    @cached_property
     def owners(self) -> tuple[int, ...]:
         """The first leaf of every segment."""
         return tuple(self.slots.index(i) for i in range(len(self.segments)))
+
+    @cached_property
+    def is_fixed(self) -> bool:
+        """Whether a tree of this structure cannot change: one that was seen before needs no second look."""
+        return _is_fixed(self.structure)
 
     @cached_property
     def untrained(self) -> tuple[int, ...]:
@@ -80,6 +90,10 @@ class Layout:
     def ties(self) -> tuple[tuple[int, int], ...]:
         """Pairs of segment and leaf for every further leaf of a segment."""
         return tuple((i, leaf) for leaf, i in enumerate(self.slots) if i is not None and self.owners[i] != leaf)
+
+
+def _is_fixed(structure: Structure) -> bool:
+    return structure.kind in (None, Tree, tuple, type(None)) and all(map(_is_fixed, structure.children))
 
 
 def layout_of(rule: Rule, ps: Any) -> tuple[Layout, list[Array]]:

@@ -206,7 +206,11 @@ class Adam(Rule):
         v += (1 - beta2) * d * d
         # The corrections of m and v are taken out of the arrays into the two scalars.
         c1, root_c2 = 1 - beta1**count, math.sqrt(1 - beta2**count)
-        return m / (namespace_of(v).sqrt(v) + self.epsilon * root_c2) * (self.learning_rate * root_c2 / c1)
+        root = namespace_of(v).sqrt(v)  # and on in place: fewer temporaries leave more of the cache to the moments
+        root += self.epsilon * root_c2
+        step = m / root
+        step *= self.learning_rate * root_c2 / c1
+        return step
 
 
 class AdamW(Adam):

@@ -8,7 +8,7 @@ views: where they come back, the parameters need no gathering.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -33,7 +33,9 @@ class _Known(NamedTuple):
     """Parameters seen before: the arrays of the segments, and the flat buffers that they are views of."""
 
     arrays: list[Array]
-    buffers: list[Array] | None
+    buffers: list[Array] | None = None
+    tree: Any = None  # the parameters themselves, where their tree cannot change
+    leaves: Sequence[Any] = ()
 
 
 class OptimizerState:
@@ -43,7 +45,7 @@ class OptimizerState:
     buffers, ``moments.float32.0`` and so on. It is saved, loaded and moved to a device like any tree.
     """
 
-    __slots__ = ("_known", "_pool", "_program", "frozen", "layout", "moments", "rule", "skipped", "step")
+    __slots__ = ("_known", "_pool", "_program", "_scratch", "frozen", "layout", "moments", "rule", "skipped", "step")
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class OptimizerState:
         self._program = program or program_of(rule, layout)
         self._known = known
         self._pool = pool or Pool()
+        self._scratch: tuple[list[Array], list[Array]] | None = None  # see `_gathered`
 
     def __tree_flatten__(self) -> tuple[Mapping[str, Any], Any]:
         """The step, the counts and the moments; the rule and the layout are static."""
@@ -116,7 +119,7 @@ def setup(rule: Rule, ps: Any) -> OptimizerState:
         for part in layout.parts
     }
     skipped = (0,) * len(layout.segments)
-    return OptimizerState(rule, layout, frozenset(), 0, skipped, Tree(moments), program, _Known(arrays, None))
+    return OptimizerState(rule, layout, frozenset(), 0, skipped, Tree(moments), program, _Known(arrays))
 
 
 def update(opt_state: OptimizerState, ps: Any, grads: Any) -> tuple[OptimizerState, Any]:
@@ -152,11 +155,12 @@ def update_in_place(opt_state: OptimizerState, ps: Any, grads: Any) -> tuple[Opt
 def own(opt_state: OptimizerState, ps: Any) -> tuple[OptimizerState, Any]:
     """Copies of a state and its parameters that `update_in_place` may overwrite."""
     state = _state(opt_state)
-    leaves, arrays = _leaves(state, _parameters(ps))
+    leaves, arrays = _leaves(state, ps)
     buffers = gather(state.layout, arrays, "ps", state._pool, compute=False)
     new = views(state.layout, buffers)
     moments = Tree({dtype: tuple(state._pool.copy(m) for m in held) for dtype, held in state.moments.items()})
-    return _replaced(state, moments=moments, _known=_Known(new, buffers)), _rebuilt(state, ps, leaves, new)
+    known, ps = _rebuilt(state, ps, leaves, new, buffers)
+    return _replaced(state, moments=moments, _known=known, _scratch=None), ps
 
 
 def adjust(opt_state: OptimizerState, **hypers: Any) -> OptimizerState:
@@ -223,7 +227,7 @@ def _replaced(state: OptimizerState, **entries: Any) -> OptimizerState:
 def _update(state: OptimizerState, ps: Any, grads: Any, *, in_place: bool) -> tuple[OptimizerState, Any]:
     state = _state(state)
     layout, known = state.layout, state._known
-    leaves, arrays = _leaves(state, _parameters(ps))
+    leaves, arrays = _leaves(state, ps)
     gradients = _gradients(state, leaves, grads)
     same = known is not None and _same(arrays, known.arrays)
     if known is not None and not same and arrays and _same(gradients, known.arrays):
@@ -239,19 +243,34 @@ def _update(state: OptimizerState, ps: Any, grads: Any, *, in_place: bool) -> tu
     moments = state.moments
     if not in_place:
         moments = Tree({dtype: tuple(state._pool.copy(m) for m in buffers) for dtype, buffers in moments.items()})
-    if any(gradient is not None for gradient in gradients):
-        ds = gather(layout, gradients, "grads", state._pool, compute=True)
+    if isinstance(counts, int) or any(count is not None for count in counts):
+        ds = _gathered(state, gradients, in_place)
         _check_place(xs[0], ds[0], state)
         run(state._program, layout, state.step, counts, xs, ds, [moments[part.dtype] for part in layout.parts])
     if held is xs:
         return _replaced(state, step=state.step + 1, skipped=skipped), ps
     new = views(layout, xs)
-    state = _replaced(state, step=state.step + 1, skipped=skipped, moments=moments, _known=_Known(new, xs))
-    return state, _rebuilt(state, ps, leaves, new)
+    known, ps = _rebuilt(state, ps, leaves, new, xs)
+    return _replaced(state, step=state.step + 1, skipped=skipped, moments=moments, _known=known), ps
+
+
+def _gathered(state: OptimizerState, gradients: list[Any], in_place: bool) -> list[Array]:
+    """The gradients in flat buffers: new ones, or those of the last step where they are the state's own."""
+    layout = state.layout
+    shapes = [gradient.shape if type(gradient) is np.ndarray else None for gradient in gradients]
+    if not in_place or state._program.measures or shapes != layout.shapes:
+        return gather(layout, gradients, "grads", state._pool, compute=True)
+    if state._scratch is None:
+        buffers = [np.zeros(part.size, part.compute_dtype) for part in layout.parts]
+        state._scratch = buffers, views(layout, buffers)
+    buffers, places = state._scratch
+    for place, gradient in zip(places, gradients, strict=True):
+        place[...] = gradient
+    return buffers
 
 
 def _same(arrays: list[Any], others: list[Any]) -> bool:
-    return len(arrays) == len(others) and all(map(operator.is_, arrays, others))
+    return arrays is others or (len(arrays) == len(others) and all(map(operator.is_, arrays, others)))
 
 
 def _counts(state: OptimizerState, gradients: list[Any]) -> tuple[list[int | None] | int, tuple[int, ...]]:
@@ -266,8 +285,12 @@ def _counts(state: OptimizerState, gradients: list[Any]) -> tuple[list[int | Non
     return counts, tuple(s + out for out, s in zip(absent, skipped, strict=True))
 
 
-def _leaves(state: OptimizerState, ps: Any) -> tuple[list[Any], list[Array]]:
+def _leaves(state: OptimizerState, ps: Any) -> tuple[Sequence[Any], list[Array]]:
     """All leaves of the parameters, and the arrays of the segments among them."""
+    known = state._known
+    if known is not None and ps is known.tree and ps is not None:
+        return known.leaves, known.arrays
+    ps = _parameters(ps)
     layout, leaves = state.layout, list[Any]()
     if not collect(layout.structure, ps, leaves):
         raise mismatch(layout.structure, ps, "ps")
@@ -283,7 +306,7 @@ def _leaves(state: OptimizerState, ps: Any) -> tuple[list[Any], list[Array]]:
     return leaves, arrays
 
 
-def _gradients(state: OptimizerState, parameters: list[Any], grads: Any) -> list[Any]:
+def _gradients(state: OptimizerState, parameters: Sequence[Any], grads: Any) -> list[Any]:
     """The gradients of the segments; those of tied leaves are added."""
     layout, leaves = state.layout, list[Any]()
     if not collect(layout.structure, grads, leaves):
@@ -299,13 +322,15 @@ def _gradients(state: OptimizerState, parameters: list[Any], grads: Any) -> list
     return gradients
 
 
-def _rebuilt(state: OptimizerState, ps: Any, leaves: list[Any], arrays: list[Array]) -> Any:
-    """The parameters with new arrays, in the kind of object that they came in."""
-    for leaf, slot in enumerate(state.layout.slots):
-        if slot is not None:
-            leaves[leaf] = arrays[slot]
-    new = rebuild(state.layout.structure, leaves)
-    return ps.__culux_replace__(new) if hasattr(type(ps), "__culux_replace__") else new
+def _rebuilt(
+    state: OptimizerState, ps: Any, leaves: Sequence[Any], arrays: list[Array], buffers: list[Array]
+) -> tuple[_Known, Any]:
+    """The parameters with new arrays, in the kind of object that they came in, and what is known of them."""
+    layout = state.layout
+    leaves = [leaf if slot is None else arrays[slot] for leaf, slot in zip(leaves, layout.slots, strict=True)]
+    new = rebuild(layout.structure, leaves)
+    known = _Known(arrays, buffers, new if layout.is_fixed else None, leaves)
+    return known, ps.__culux_replace__(new) if hasattr(type(ps), "__culux_replace__") else new
 
 
 def _parameters(ps: Any) -> Any:

@@ -74,13 +74,14 @@ def restore_run(file: Path, resume: str, run: Run, batches: Any) -> Mapping[str,
 
 def check_finite(ts: TrainState, epoch: int) -> None:
     """Raise where the train state holds NaN or infinity, so that it is never saved or handed out."""
-    bad = [
-        path
-        for path, leaf in tree.leaves_with_path(ts)
-        if is_float_array(leaf) and not bool((xp := namespace_of(leaf)).all(xp.isfinite(leaf)))
-    ]
-    if bad:
-        raise NonFiniteError(f"NaN or infinity after step {ts.step} (epoch {epoch}) in {', '.join(bad)}; {_WAYS_OUT}")
+    if all(map(_is_finite, tree.leaves(ts))):
+        return
+    bad = [path for path, leaf in tree.leaves_with_path(ts) if not _is_finite(leaf)]
+    raise NonFiniteError(f"NaN or infinity after step {ts.step} (epoch {epoch}) in {', '.join(bad)}; {_WAYS_OUT}")
+
+
+def _is_finite(leaf: Any) -> bool:
+    return not is_float_array(leaf) or bool(namespace_of(leaf).isfinite(leaf).all())
 
 
 def check_losses(losses: list[float], step: int, epoch: int) -> None:

@@ -141,7 +141,9 @@ def scalars(stats: Any) -> dict[str, Any]:
 
 def size_of(batch: Any) -> int:
     """The number of rows of a batch: the first axis of its first array; 1 where it has none."""
-    first = next((leaf for leaf in tree.leaves(batch) if is_array(leaf)), None)
+    first = batch[0] if type(batch) is tuple and batch else None  # the usual case, without a walk over the tree
+    if not is_array(first):
+        first = next((leaf for leaf in tree.leaves(batch) if is_array(leaf)), None)
     return int(first.shape[0]) if first is not None and first.shape else 1
 
 

@@ -71,7 +71,12 @@ class TrainState:
 
     def replace(self, **fields: Any) -> TrainState:
         """The same train state with some fields replaced."""
-        return replace(self, **fields)
+        if not fields.keys() <= vars(self).keys():
+            return replace(self, **fields)  # which says what is wrong
+        new = object.__new__(type(self))
+        vars(new).update(vars(self), **fields)
+        new.__post_init__()
+        return new
 
     def __tree_flatten__(self) -> tuple[Mapping[str, Any], Any]:
         names = ("parameters", "states", "optimizer_state", "step")
