@@ -9,7 +9,7 @@ import pytest
 
 from bench import floor, ours, peers
 from bench.harness import Body, Workload
-from bench.problems import MLP, MLP7BN
+from bench.problems import EPOCH, MLP, MLP7BN
 from bench.recorder import cases, record
 
 
@@ -35,12 +35,18 @@ def numpy_body(part: str, tiny: bool) -> Body:
 
 def workload(part: str, goal: float | None) -> Workload:
     bodies = {"torch": torch_body, "culux": culux_body, "numpy": numpy_body}
-    if part == "step":
+    if part in ("step", "epoch"):
         bodies["torch_fusedadam"] = torch_fused_body
-    return Workload(f"mlp7bn {part}", {name: functools.partial(body, part) for name, body in bodies.items()}, goal)
+    name = f"mlp7bn {EPOCH} steps of fit" if part == "epoch" else f"mlp7bn {part}"
+    return Workload(name, {name: functools.partial(body, part) for name, body in bodies.items()}, goal)
 
 
-WORKLOADS = [workload("forward", None), workload("gradients", None), workload("step", 0.95)]
+WORKLOADS = [
+    workload("forward", None),
+    workload("gradients", None),
+    workload("step", 0.95),
+    workload("epoch", 0.95),
+]
 
 
 @pytest.mark.parametrize(("workload", "library"), cases(WORKLOADS))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.harness import Body, Results
-from bench.problems import MLP
+from bench.problems import EPOCH, MLP
 
 EPSILON, MOMENTUM = np.float32(1e-5), np.float32(0.1)
 
@@ -136,13 +136,14 @@ def views(flat: np.ndarray, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
 
 
 def mlp_body(problem: MLP, part: str) -> Body:
-    """The `forward` pass, the `gradients` or the full `step` of an MLP on one batch."""
+    """The `forward` pass, the `gradients`, the full `step` or an `epoch` of steps of an MLP on one batch."""
     net = FloorMLP(problem)
     x, labels = problem.data()
     runs: dict[str, Any] = {
         "forward": lambda: net.forward(x),
         "gradients": lambda: net.gradients(x, labels),
         "step": lambda: net.step(x, labels),
+        "epoch": lambda: [net.step(x, labels) for _ in range(EPOCH)],
     }
 
     def result() -> Results:
@@ -150,7 +151,7 @@ def mlp_body(problem: MLP, part: str) -> Body:
             return {"logits": [net.forward(x)]}
         losses = [net.gradients(x, labels)]
         gradients = [g.copy() for g in net.gradients_]
-        if part == "step":
+        if part in ("step", "epoch"):
             losses = [net.step(x, labels) for _ in range(3)]
         return {"losses": losses, "gradients": gradients}
 

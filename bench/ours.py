@@ -8,7 +8,7 @@ import numpy as np
 
 import culux
 from bench.harness import Body, Results
-from bench.problems import MLP
+from bench.problems import EPOCH, MLP
 from culux import BatchNorm, Chain, Dense, Layer, Tree, relu
 from culux.losses import CrossEntropyLoss
 from culux.optim import Adam
@@ -56,16 +56,21 @@ class Training:
         loss, _, self.state = single_train_step(self.objective, self.batch, self.state)
         return loss
 
+    def epoch(self) -> Any:
+        """An epoch of steps by `fit`, which updates its own arrays in place, as torch's optimisers do."""
+        self.state, history = fit(self.objective, [self.batch] * EPOCH, self.state, epochs=1, progress=False)
+        return history["loss"][-1]
+
 
 def mlp_body(problem: MLP, part: str) -> Body:
-    """The `forward` pass, the `gradients` or the full `step` of an MLP on one batch."""
+    """The `forward` pass, the `gradients`, the full `step` or an `epoch` of steps of an MLP on one batch."""
     training = Training(problem)
 
     def result() -> Results:
         if part == "forward":
             return {"logits": [training.forward()]}
         gradients, loss = training.gradients()
-        losses = [training.step() for _ in range(3)] if part == "step" else [loss]
+        losses = [training.step() for _ in range(3)] if part in ("step", "epoch") else [loss]
         return {"losses": losses, "gradients": culux.tree.leaves(gradients)}
 
     return Body(getattr(training, part), result)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.harness import Body, Results
-from bench.problems import MLP
+from bench.problems import EPOCH, MLP
 
 
 def tape_body(x: np.ndarray, chain: Callable[[Any, Any], Any]) -> Body:
@@ -113,7 +113,7 @@ def numpy(tensors: Iterable[Any]) -> list[np.ndarray]:
 
 
 def mlp_body(problem: MLP, part: str, **adam: Any) -> Body:
-    """The `forward` pass, the `gradients` or the full `step` of an MLP on one batch."""
+    """The `forward` pass, the `gradients`, the full `step` or an `epoch` of steps of an MLP on one batch."""
     import torch
 
     net = TorchMLP(problem, **adam)
@@ -122,6 +122,7 @@ def mlp_body(problem: MLP, part: str, **adam: Any) -> Body:
         "forward": lambda: net.forward(x),
         "gradients": lambda: net.gradients(x, labels),
         "step": lambda: net.step(x, labels),
+        "epoch": lambda: [net.step(x, labels) for _ in range(EPOCH)],
     }
 
     def result() -> Results:
@@ -129,7 +130,7 @@ def mlp_body(problem: MLP, part: str, **adam: Any) -> Body:
             return {"logits": numpy([net.forward(x)])}
         losses = numpy([net.gradients(x, labels)])
         gradients = numpy(p.grad for p in net.model.parameters())
-        if part == "step":
+        if part in ("step", "epoch"):
             losses = numpy(net.step(x, labels) for _ in range(3))
         return {"losses": losses, "gradients": gradients}
 

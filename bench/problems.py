@@ -34,6 +34,7 @@ class MLP:
         return x, rng.integers(0, self.widths[-1], self.batch)
 
 
+EPOCH = 20  # steps of an "epoch" on one batch
 MLP7BN = MLP(widths=(32, 256, 256, 256, 256, 256, 256, 10), batch=256)
 DIGITS = MLP(widths=(64, 128, 128, 10), batch=64)
 

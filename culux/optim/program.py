@@ -17,7 +17,7 @@ from culux.optim.rules import Rule
 
 __all__ = ["Lane", "Program", "program_of", "run"]
 
-BLOCK = 32768  # elements a rule gets at a time on a CPU: its temporaries stay in the cache and off the page tables
+BLOCK = 2**19  # elements a rule gets at a time on a CPU: large models keep small temporaries
 
 Stretch = tuple[int, int, int]
 """start, stop and the count of updates of the parameters between them."""
