@@ -411,3 +411,23 @@ def test_has_aux_needs_a_pair():
         culux.value_and_gradient(lambda x: x.sum(), X, has_aux=True)
     with pytest.raises(DifferentiationError, match=r"returns \(value, aux\), got tuple"):
         culux.vjp(lambda x: (x, x, x), X, has_aux=True)
+
+
+def test_gradients_are_arrays_of_their_own():
+    x, y = np.ones(3), np.ones(3)
+    first, second = culux.gradient(lambda x, y: (x + y).sum(), x, y)
+    first *= 2.0
+    assert second.tolist() == [1.0, 1.0, 1.0]
+    total = culux.gradient(lambda x: x.sum(), x)
+    total += 1.0
+    assert total.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_a_pullback_gives_nothing_of_its_cotangent_away():
+    x = np.ones((2, 3))
+    for f in (lambda x: x + 1.0, lambda x: x.reshape(3, 2), lambda x: x.T):
+        y, pullback = culux.vjp(f, x)
+        dy = np.ones(y.shape)
+        (dx,) = pullback(dy)
+        dx *= 5.0
+        assert (dy == 1.0).all()

@@ -60,7 +60,8 @@ def value_and_gradient(f: Callable[..., Any], *args: Any, has_aux: bool = False)
     trace, inputs, result, aux = _trace(f, args, has_aux)
     seeds = _seed(trace, result)
     cotangents = backward(trace.tape, seeds, _count(inputs), once=True)
-    found = tuple([entry.collect(cotangents) for entry in inputs])
+    taken: set[int] = set()
+    found = tuple([entry.collect(cotangents, taken) for entry in inputs])
     value = trace.lower(result)
     return (value, aux) if has_aux else value, found if len(found) > 1 else found[0]
 
@@ -95,7 +96,8 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
 
         tree.map_with_path(seed, result, y, dy)
         cotangents = backward(trace.tape, seeds, count, once=False)
-        return tuple(entry.collect(cotangents) for entry in inputs)
+        taken = {id(cotangent) for _, cotangent in seeds}
+        return tuple([entry.collect(cotangents, taken) for entry in inputs])
 
     return (y, pullback, aux) if has_aux else (y, pullback)
 
@@ -174,8 +176,11 @@ class _Input:
         lifted = tree.map(lift, self.tree)
         self.traced = value.__culux_replace__(lifted) if model else lifted
 
-    def collect(self, cotangents: list[Any]) -> Any:
-        """The gradient: the argument's tree with cotangents for its leaves."""
+    def collect(self, cotangents: list[Any], taken: set[int]) -> Any:
+        """The gradient: the argument's tree with cotangents for its leaves, no two of them one array.
+
+        `taken` holds the ids of arrays that belong to somebody: the caller's, and the leaves handed out before.
+        """
         found, wanted = iter(cotangents[self.first :]), iter(self.wanted)
 
         def of(leaf: Any) -> Any:
@@ -184,7 +189,13 @@ class _Input:
             cotangent = next(found)
             if cotangent is None:
                 return 0.0 if type(leaf) is float else namespace_of(leaf).zeros_like(leaf)
-            return float(cotangent) if type(leaf) is float and type(cotangent) is not Tracer else cotangent
+            if type(leaf) is float:
+                return float(cotangent) if type(cotangent) is not Tracer else cotangent
+            # A pullback may hand on what it got, or a view: what the user gets can be written to without harm.
+            if id(cotangent) in taken or getattr(cotangent, "base", None) is not None:
+                cotangent = cotangent.copy()
+            taken.add(id(cotangent))
+            return cotangent
 
         return tree.map(of, self.tree)
 
