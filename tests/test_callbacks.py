@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from culux.errors import EntryError, LayerError, ShapeError
+from culux.errors import CheckpointError, EntryError, LayerError, ShapeError
 from culux.serialization import load
 from culux.training import (
     BestCheckpoint,
@@ -123,6 +123,24 @@ def test_early_stopping_begins_anew_with_each_fit():
 def test_early_stopping_ends_fit():
     _, history = train(EarlyStopping("epoch", patience=2, mode="min"), epochs=9)
     assert len(history) == 3
+
+
+@pytest.mark.parametrize("kind", [CSVLogger, JSONLinesLogger, BestCheckpoint])
+def test_a_folder_that_cannot_be_made_ends_fit_before_its_first_step(tmp_path, kind):
+    class Stopper(Callback):
+        def on_step_end(self, run):
+            pytest.fail("a step was made")
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"best could not be written: the folder .*file cannot be made \("):
+        fit(
+            objective,
+            training_batches(),
+            train_state(),
+            epochs=1,
+            callbacks=[kind(tmp_path / "file" / "best"), Stopper()],
+            progress=False,
+        )
 
 
 def test_an_unknown_column_is_an_error_that_lists_the_columns():

@@ -7,7 +7,7 @@ import pytest
 
 from culux.backends import Memory, Place, array_namespace, backend_of, get_backend, installed, is_array, is_float_array
 from culux.devices import DeviceIterator, cpu_device, gpu_device
-from culux.errors import DeviceError, DTypeError, KernelError
+from culux.errors import DeviceError, DTypeError, KernelError, LayerError
 
 
 @pytest.fixture
@@ -250,6 +250,15 @@ def test_an_exception_comes_unchanged_after_the_batches_before_it(cupy):
                 seen += 1
         assert caught.value is failure
         assert seen == 3
+
+
+def test_a_device_iterator_of_something_else():
+    form = r"culux\.devices\.DeviceIterator\(culux\.device\('cpu'\), batches\)"
+    for first in ("cpu", [np.ones(1)]):
+        with pytest.raises(LayerError, match=rf"expected a Device first, got (str 'cpu'|list .*); {form}"):
+            DeviceIterator(first, cpu_device() if first != "cpu" else [])
+    with pytest.raises(LayerError, match=rf"expected an iterable of batches, got NoneType None; {form}"):
+        DeviceIterator(cpu_device(), None)
 
 
 def test_a_batch_that_cannot_move_names_the_path(cupy):

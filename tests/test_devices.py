@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import culux
 from culux.autodiff import gradient
 from culux.backends import Memory
 from culux.devices import Device, cpu_device, device, get_device, gpu_device, synchronize, to_numpy
@@ -290,6 +291,17 @@ def test_a_layer_does_not_move():
     assert issubclass(LayerError, TypeError)
 
 
+def test_a_stateful_layer_moves_by_its_parts(standin_cupy):
+    layer = culux.layers.Dense(2, 3)
+    m = culux.StatefulLayer(layer, *culux.setup(0, layer))
+    form = r"m = culux\.StatefulLayer\(m\.layer, device\(m\.ps\), device\(m\.st\)\)"
+    for refuse in (gpu_device(), to_numpy, get_device):
+        with pytest.raises(LayerError, match=rf"at model: expected arrays, got StatefulLayer\(Dense.*; .*{form}"):
+            refuse({"model": m})
+    moved = culux.StatefulLayer(m.layer, gpu_device()(m.ps), gpu_device()(m.st))
+    assert get_device((moved.ps, moved.st)) == gpu_device()
+
+
 def test_a_traced_array_does_not_move():
     def moves(x):
         assert get_device({"x": x}) == cpu_device()
@@ -326,11 +338,12 @@ def test_synchronize(two_gpus):
     assert waited(np.ones(1)) == waited(3.0) == []
 
 
-def test_one_warning_a_process_in_a_bare_one():
+@pytest.mark.parametrize("call", ["gpu_device", "device"])
+def test_one_warning_a_process_in_a_bare_one(call):
     program = (
         "import sys, warnings\nsys.modules['cupy'] = None\nfrom culux import devices\n"
         "with warnings.catch_warnings(record=True) as caught:\n"
-        "    warnings.simplefilter('always')\n    devices.gpu_device(); devices.gpu_device(); devices.device()\n"
+        f"    warnings.simplefilter('always')\n    devices.{call}(); devices.gpu_device(); devices.device()\n"
         "print(len(caught), caught[0].category.__name__, caught[0].filename)"
     )
     done = subprocess.run(

@@ -12,7 +12,18 @@ import pytest
 import culux
 from culux import errors
 from culux.errors import CuluxError, DeviceError, EntryError, LayerError, ShapeError
-from culux.layers import BatchNorm, Chain, Dense, Dropout, LayerNorm, NoOpLayer, Parallel, Scale, SkipConnection
+from culux.layers import (
+    BatchNorm,
+    Chain,
+    Dense,
+    Dropout,
+    FlattenLayer,
+    LayerNorm,
+    NoOpLayer,
+    Parallel,
+    Scale,
+    SkipConnection,
+)
 from culux.nn import relu
 from tests.standin_cupy.fixture import standin_cupy as standin_cupy
 
@@ -174,6 +185,28 @@ def test_arrays_on_two_devices(layer, standin_cupy):
     assert "cuda:0 (cupy)" in str(caught.value)
 
 
+def test_arrays_on_two_devices_have_their_names(standin_cupy):
+    def text_of(layer, x, ps, st):
+        with pytest.raises(DeviceError) as caught:
+            Chain(layer)(x, culux.Tree(layer_1=ps), culux.Tree(layer_1=st))
+        return str(caught.value)
+
+    device = culux.gpu_device(force=True)
+    for layer, name in ((Dense(64, 8), "weight"), (BatchNorm(64), "scale"), (LayerNorm(64), "scale")):
+        ps, st = culux.setup(0, layer)
+        where = f"in layer_1 ({layer!r}): expected all arrays on one device, got: "
+        there = where + f"x is on cuda:0 (cupy), ps.{name} is on cpu (numpy); move them together"
+        for mode in (culux.train_mode, culux.test_mode):
+            assert text_of(layer, device(X), ps, device(mode(st))).startswith(there)
+            here = where + f"x is on cpu (numpy), ps.{name} is on cuda:0 (cupy); move them together"
+            assert text_of(layer, X, device(ps), mode(st)).startswith(here)
+    layer = BatchNorm(64)
+    ps, st = culux.setup(0, layer)
+    for mode in (culux.train_mode, culux.test_mode):
+        text = text_of(layer, device(X), device(ps), mode(st))
+        assert "x is on cuda:0 (cupy), st.running_mean is on cpu (numpy)" in text
+
+
 # Other frameworks' spellings
 
 
@@ -200,6 +233,10 @@ def test_arrays_on_two_devices(layer, standin_cupy):
         (lambda: LayerNorm(normalized_shape=3), "culux calls it shape, the first argument: LayerNorm(shape)"),
         (lambda: LayerNorm(3, elementwise_affine=False), "takes no elementwise_affine=; culux calls it affine"),
         (lambda: Dropout(rate=0.5), "Dropout takes no rate=; culux calls it p, the first argument: Dropout(p)"),
+        (lambda: Parallel(), "'connection'; it is Parallel(connection, /, *layers, **named)"),
+        (lambda: Parallel(a=relu), "'connection'; it is Parallel(connection, /, *layers, **named)"),
+        (lambda: FlattenLayer(3), "FlattenLayer: too many positional arguments; it is FlattenLayer()"),
+        (lambda: FlattenLayer(start=1), "FlattenLayer takes no start=; it takes no keywords"),
         (lambda: LayerNorm(3, bias=False), "LayerNorm takes no bias=; it takes shape, activation, affine, epsilon"),
     ],
 )  # fmt: skip

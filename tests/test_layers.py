@@ -360,6 +360,28 @@ def test_dropout_at_its_limits():
             Dropout(p)
 
 
+def test_dropout_refuses_what_is_no_random_state():
+    for rng in (3, None, np.random.default_rng(0)):
+        with pytest.raises(
+            LayerError, match=r"expected st\.rng to be a random state Tree\(key.*culux\.setup\(rng, model"
+        ):
+            Dropout(0.5)(X, {}, {"rng": rng, "training": True})
+
+
+@pytest.mark.parametrize("layer", [BatchNorm(3), Dropout(0.5)], ids=repr)
+def test_the_mode_is_a_bool(layer):
+    ps, st = culux.setup(0, layer)
+    for mode in ("no", None, 2, 1.0, np.ones(1)):
+        with pytest.raises(
+            LayerError, match=r"expected st\.training to be a bool, got .*train_mode\(st\) or culux\.test_mode\(st\)"
+        ):
+            layer(X, ps, culux.update_state(st, "training", mode))
+    for modes in ((True, 1, np.True_, np.array(True)), (False, 0, np.False_, np.array(False))):
+        expected = layer(X, ps, culux.update_state(st, "training", modes[0]))[0]
+        for mode in modes:
+            np.testing.assert_array_equal(layer(X, ps, culux.update_state(st, "training", mode))[0], expected)
+
+
 # Shapes
 
 

@@ -179,7 +179,11 @@ def test_the_options_of_a_record_are_used():
             r"mse: expected a prediction and a target of one shape, got \(3, 1\) and \(3,\), which would broadcast",
         ),
         (lambda x: losses.mae(x, x[0]), errors.ShapeError, r"mae: .* got \(3, 4\) and \(4,\)"),
-        (lambda x: losses.huber(x, 1.0), errors.ShapeError, r"huber: .* got \(3, 4\) and \(\)"),
+        (lambda x: losses.huber(x, x[0, 0]), errors.ShapeError, r"huber: .* got \(3, 4\) and \(\)"),
+        (lambda x: losses.mse(x, None), errors.DTypeError, "^mse: expected an array for the target, got NoneType None"),
+        (lambda x: losses.mae([1.0], x), errors.DTypeError, "^mae: expected an array for the prediction, got list"),
+        (lambda x: losses.huber(x, 1.0), errors.DTypeError, "^huber: expected an array for the target, got float 1.0"),
+        (lambda x: losses.hinge(x, [1]), errors.DTypeError, "^hinge: expected an array for the target, got list"),
         (lambda x: losses.hinge(x, x[:2]), errors.ShapeError, r"hinge: .* got \(3, 4\) and \(2, 4\)"),
         (lambda x: losses.binary_cross_entropy(x, x[:, 0]), errors.ShapeError, "binary_cross_entropy: .* of one shape"),
         (
@@ -224,9 +228,34 @@ def test_the_options_of_a_record_are_used():
             r"expected a prediction of shape \(N, C\) or \(N, C, \*spatial\), got \(3,\); the classes lie along axis 1",
         ),
         (
+            lambda x: losses.cross_entropy(x, LABELS > 0),
+            errors.DTypeError,
+            r"^cross_entropy: expected integer labels, got bool array of shape \(3,\)",
+        ),
+        (
+            lambda x: losses.cross_entropy(np.ma.masked_array(x), LABELS),
+            errors.DTypeError,
+            r"^cross_entropy: expected x to be a float array, got float64 MaskedArray",
+        ),
+        (
+            lambda x: losses.cross_entropy(np.ma.masked_array(x), LABELS, weight=[1.0] * 4),
+            errors.DTypeError,
+            r"^cross_entropy: expected x to be a float array, got float64 MaskedArray",
+        ),
+        (
+            lambda x: losses.cross_entropy(x, np.ma.masked_array(x)),
+            errors.DTypeError,
+            r"^cross_entropy with labels of the logits' shape: expected x to be a float array",
+        ),
+        (
+            lambda x: losses.negative_log_likelihood(x, LABELS, weight=[1.0, 2.0]),
+            errors.ShapeError,
+            r"^negative_log_likelihood: expected weight of shape \(4,\)",
+        ),
+        (
             lambda x: losses.cross_entropy(x, LABELS, weight=[1.0, 2.0]),
             errors.ShapeError,
-            r"expected weight of shape \(4,\), one per class, got \(2,\)",
+            r"^cross_entropy: expected weight of shape \(4,\), one per class, got \(2,\)",
         ),
         (
             lambda x: losses.negative_log_likelihood(x, abs(x), ignore_index=1),
@@ -270,3 +299,23 @@ def test_the_options_of_a_record_are_used():
 def test_losses_that_are_called_wrong(call, error, message):
     with pytest.raises(error, match=message):
         call(logits())
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": [1.0] * 4}, {"ignore_index": 0}, {"from_probabilities": True}])
+def test_cross_entropy_has_no_mean_of_an_empty_batch(options):
+    x, labels = logits()[:0], LABELS[:0]
+    with pytest.raises(
+        errors.ShapeError, match=r"^cross_entropy: expected at least one example, got a prediction of shape \(0, 4\)$"
+    ):
+        losses.cross_entropy(x, labels, **options)
+    assert losses.cross_entropy(x, labels, reduction="sum", **options) == 0
+    assert losses.cross_entropy(x, labels, reduction="none", **options).shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["mse", "mae", "huber", "hinge", "binary_cross_entropy", "negative_log_likelihood"])
+def test_no_loss_has_a_mean_of_an_empty_batch(name):
+    loss, x = getattr(losses, name), logits()[:0]
+    with pytest.raises(errors.ShapeError, match=rf"^{name}: expected at least one example, got .* \(0, 4\)$"):
+        loss(x, x)
+    assert loss(x, x, reduction="sum") == 0
+    assert loss(x, x, reduction="none").size == 0

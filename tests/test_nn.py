@@ -183,6 +183,19 @@ def test_test_mode_leaves_the_statistics_alone():
     assert after_var is var
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 2), (0, 3, 0), (2, 3, 0)])
+@pytest.mark.parametrize("activation", [nn.relu, np.tanh])  # a function takes the portable form
+def test_test_mode_takes_an_empty_batch(shape, activation):
+    def total(x, scale, bias):
+        y = nn.batchnorm(x, scale, bias, np.zeros(3), np.ones(3), training=False, activation=activation)[0]
+        assert y.shape == shape
+        return y.sum()
+
+    value, grads = culux.value_and_gradient(lambda args: total(*args), (np.ones(shape), np.ones(3), np.zeros(3)))
+    assert value == 0
+    assert [g.tolist() for g in grads] == [np.ones(shape).tolist(), [0, 0, 0], [0, 0, 0]]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_without_running_statistics_the_batch_is_normalised(training):
     y, mean, var = nn.batchnorm(normal(50, 3) * 3 + 1, None, None, None, None, training=training)
@@ -382,3 +395,23 @@ def test_dropout_of_everything_is_zero():
 def test_dropout_refuses_what_is_no_probability(p):
     with pytest.raises(LayerError, match=rf"expected 0 <= p <= 1, the probability of dropping, got {p}"):
         nn.dropout(normal(3), rng_state(0), p=p, training=True)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.ones(2, int), r"got int64 array of shape \(2,\); x\.astype\('float32'\)$"),
+        (np.ma.ones(2), r"got float64 MaskedArray of shape \(2,\); x = np\.asarray\(x, 'float32'\)$"),
+        ([1.0], r"got list \[1\.0\]; x = np\.asarray\(x, 'float32'\)$"),
+    ],
+)
+def test_what_is_no_float_array_gets_its_conversion(x, message):
+    with pytest.raises(DTypeError, match=message):
+        nn.softmax(x)
+
+
+def test_a_tensor_gets_its_conversion():
+    x = requires("torch").ones(2)
+    with pytest.raises(DTypeError, match=r"got torch\.float32 Tensor of shape \(2,\); x = culux\.cpu_device\(\)\(x\)$"):
+        nn.softmax(x)
+    np.testing.assert_array_equal(nn.softmax(culux.cpu_device()(x)), [0.5, 0.5])

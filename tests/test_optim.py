@@ -553,6 +553,17 @@ def test_grads_and_ps_swapped():
     optim.update(state, ps, ps)  # the gradient of |ps|^2 / 2
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda state: pickle.loads(pickle.dumps(state)), culux.cpu_device()])
+def test_a_state_that_lost_its_parameters_sees_a_swap_at_its_second_update(copied, swapped):
+    ps, grads = parameters(), gradients(2)
+    state = copied(optim.setup(Adam(), ps))
+    assert state._known is None
+    state, ps = optim.update(state, grads[0], ps) if swapped else optim.update(state, ps, grads[0])
+    with pytest.raises(errors.LayerError, match="grads are the parameters and ps are not"):
+        optim.update(state, grads[1], ps)
+
+
 def test_grads_and_ps_swapped_after_a_move_where_a_leaf_has_no_gradient():
     ps = Tree(w=np.ones(2), n=np.arange(2))
     grads = culux.gradient(lambda ps: ps.w.sum(), ps)

@@ -244,5 +244,23 @@ def test_a_checkpoint_that_cannot_be_written_ends_fit(tmp_path):
         train(tmp_path, resume="never")
 
 
+def test_a_folder_that_cannot_be_made_ends_fit_before_its_first_step(tmp_path):
+    class Counter(Callback):
+        steps = 0
+
+        def on_step_end(self, run):
+            self.steps += 1
+
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deep"):
+        counter = Counter()
+        with pytest.raises(
+            CheckpointError,
+            match=r"latest\.safetensors could not be written: the folder .*file.* cannot be made \(.+\); give another",
+        ):
+            train(folder, [counter])
+        assert counter.steps == 0
+
+
 if __name__ == "__main__":
     train(sys.argv[1], [StepPrinter()])

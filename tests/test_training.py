@@ -322,6 +322,14 @@ def test_a_used_up_iterator_says_so():
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
+        ({"epochs": 1.5}, LayerError, r"expected epochs to be an integer, got float 1\.5; epochs=10"),
+        ({"epochs": "1"}, LayerError, "expected epochs to be an integer, got str '1'; epochs=10"),
+        ({"log_every": None}, LayerError, "expected log_every to be an integer, got NoneType None; log_every=10"),
+        ({"batches": None}, LayerError, r"expected batches to be an iterable of batches, got NoneType None; batches="),
+        ({"validation": 3}, LayerError, r"expected validation to be an iterable of batches, got int 3; validation="),
+        ({"metrics": accuracy}, LayerError, r'expected metrics to be a dict .* got function .*; metrics={"accuracy"'),
+        ({"callbacks": Callback()}, LayerError, r"expected callbacks to be a list, got Callback .*; callbacks=\["),
+        ({"ts": SmallModel()}, LayerError, r"expected ts to be a TrainState, got SmallModel .*; ts, history = fit\("),
         ({"epochs": -1}, ShapeError, "expected epochs to be at least 0, got -1"),
         ({"log_every": 0}, ShapeError, "expected log_every to be at least 1, got 0"),
         ({"metrics": {"accuracy": accuracy}}, LayerError, r"metrics \(accuracy\) are computed on validation="),
@@ -330,7 +338,41 @@ def test_a_used_up_iterator_says_so():
 )
 def test_refused_arguments(arguments, error, text):
     with pytest.raises(error, match=text):
-        fit(objective, training_batches(), train_state(), **{"epochs": 1, "progress": False, **arguments})
+        fit(
+            **{
+                "objective": objective,
+                "batches": training_batches(),
+                "ts": train_state(),
+                "epochs": 1,
+                "progress": False,
+                **arguments,
+            }
+        )
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda ts: single_train_step(ts, data(), objective), r"loss, stats, ts = single_train_step\(objective, batch"),
+        (lambda ts: compute_gradients(ts, data(), objective), r"grads, loss, stats, ts = compute_gradients\(objective"),
+        (lambda ts: apply_gradients(objective, ts), r"ts = apply_gradients\(ts, grads\)"),
+        (lambda ts: evaluate(ts, [data()], objective), r"evaluate\(objective, batches, ts\)"),
+    ],
+)
+def test_something_else_for_the_train_state(call, text):
+    with pytest.raises(LayerError, match=rf"expected ts to be a TrainState, got function .*; {text}.*State.create"):
+        call(train_state())
+
+
+def test_evaluate_refuses_other_arguments():
+    with pytest.raises(LayerError, match="expected batches to be an iterable of batches, got NoneType None; batches="):
+        evaluate(objective, None, train_state())
+    with pytest.raises(LayerError, match="expected metrics to be a dict of functions by name, got function"):
+        evaluate(objective, [data()], train_state(), accuracy)
+
+
+def test_epochs_may_be_numpys():
+    assert len(fit(objective, [data()], train_state(), epochs=np.int64(2), progress=False)[1].rows) == 2
 
 
 def test_a_history_prints_as_a_table():

@@ -116,14 +116,16 @@ def constructor_call(record: Any) -> str:
 
 def explain_call(cls: type, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise a `LayerError` where a `TypeError` of ``cls(*args, **kwargs)`` comes from arguments that do not fit."""
-    signature = inspect.signature(cls.__init__)  # type: ignore[misc]  # the class's own, as it was called
+    init: Any = cls.__init__  # type: ignore[misc]  # the class's own, as it was called
+    signature = inspect.signature((lambda self: None) if init is object.__init__ else init)
     parameters = list(signature.parameters.values())[1:]
-    if isinstance(error, CuluxError) or any(p.kind is p.VAR_KEYWORD for p in parameters):
+    if isinstance(error, CuluxError):
         return
     try:
         signature.bind(None, *args, **kwargs)
     except TypeError as misfit:
-        check_keywords(cls.__name__, kwargs, [p.name for p in parameters])
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            check_keywords(cls.__name__, kwargs, [p.name for p in parameters])
         bare = [p.replace(annotation=p.empty) for p in parameters]
         form = str(signature.replace(parameters=bare, return_annotation=signature.empty))
         raise LayerError(f"{cls.__name__}: {misfit}; it is {cls.__name__}{form}") from error

@@ -113,12 +113,12 @@ def _explain_missing(error: EntryError, layer: Layer, ps: Any, st: Any) -> None:
 
 
 def _device_error(error: Exception, x: Any, ps: Any, st: Any) -> DeviceError | None:
-    """What to say in place of an array library's complaint about another library's or device's arrays."""
-    if (
-        isinstance(error, CuluxError)
-        or is_located(error)
-        or not isinstance(error, TypeError | ValueError | RuntimeError)
-    ):
+    """What to say in place of a complaint about arrays of two libraries or devices: where in x, ps and st they are.
+
+    An operation's own `DeviceError` knows its arguments by number only.
+    """
+    foreign = isinstance(error, TypeError | ValueError | RuntimeError) and not isinstance(error, CuluxError)
+    if is_located(error) or not (foreign or isinstance(error, DeviceError)):
         return None
     named = [(path, without_traces(leaf)) for path, leaf in tree.leaves_with_path({"x": x, "ps": ps, "st": st})]
     floats = [(path, leaf) for path, leaf in named if is_float_array(leaf)]

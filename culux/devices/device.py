@@ -120,6 +120,10 @@ def gpu_device(device_id: int | None = None, dtype: Any = None, *, force: bool =
         DeviceError: for an index without a GPU, and with `force` where there is none at all.
         DTypeError: where `dtype` is no real floating dtype, or `device_id` no integer.
     """
+    return _gpu_device(device_id, dtype, force)
+
+
+def _gpu_device(device_id: int | None = None, dtype: Any = None, force: bool = False) -> Device:
     converted = None if dtype is None else float_dtype(dtype)
     named = os.environ.get(_VARIABLE, "")
     if device_id is None and named:
@@ -149,7 +153,7 @@ def device(name: str | None = None) -> Device:
     Raises:
         DeviceError: for a name that is none, or a device that is not there.
     """
-    return gpu_device() if name is None else _named(name, "a device name")
+    return _gpu_device() if name is None else _named(name, "a device name")
 
 
 def _named(name: str, origin: str) -> Device:
@@ -193,7 +197,8 @@ def _warn_once(message: str) -> None:
     with _warning_lock:
         first, _warned = not _warned, True
     if first:
-        warnings.warn(message, UserWarning, stacklevel=3)
+        # the line that called the public function, which called _gpu_device
+        warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def get_device(values: Any) -> Device:

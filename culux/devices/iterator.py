@@ -12,10 +12,12 @@ from culux import tree
 from culux.backends import Upload, is_float_array
 from culux.devices.device import Device
 from culux.devices.leaves import as_array, move
+from culux.errors import LayerError, describe
 
 __all__ = ["DeviceIterator"]
 
 _ALIGNMENT = 256  # bytes; that of a CUDA allocation, so that every dtype and vector load may start here
+_FORM = "culux.devices.DeviceIterator(culux.device('cpu'), batches)"
 
 
 class DeviceIterator:
@@ -30,9 +32,16 @@ class DeviceIterator:
     Args:
         device: where the batches go, and the dtype of their floats.
         iterable: batches, trees of any kind; iterated anew each time if it can be.
+
+    Raises:
+        LayerError: for arguments of another kind or order.
     """
 
     def __init__(self, device: Device, iterable: Iterable[Any]) -> None:
+        if not isinstance(device, Device):
+            raise LayerError(f"expected a Device first, got {describe(device)}; {_FORM}")
+        if not is_iterable(iterable):
+            raise LayerError(f"expected an iterable of batches, got {describe(iterable)}; {_FORM}")
         self.device = device
         self.iterable = iterable
 
@@ -107,6 +116,11 @@ class DeviceIterator:
             return tree.unflatten(structure, leaves)
 
         return finish
+
+
+def is_iterable(value: Any) -> bool:
+    """Whether a value can be iterated, as far as its type tells: an iteration may be begun only once."""
+    return hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__")
 
 
 def _is_on_host(leaf: Any) -> bool:

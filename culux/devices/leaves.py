@@ -11,6 +11,7 @@ import numpy as np
 from culux import tree
 from culux.backends import Array, Backend, backend_of, get_backend, is_array
 from culux.backends.dtypes import float_dtype
+from culux.core import StatefulLayer
 from culux.errors import DifferentiationError, DTypeError, LayerError, describe
 
 __all__ = ["as_array", "check_not_layer", "float_dtype", "move", "to_numpy", "untraced"]
@@ -56,6 +57,11 @@ def as_array(path: str, leaf: Any) -> Array | None:
 
 def check_not_layer(path: str, leaf: Any) -> None:
     """Raise a `LayerError` where the leaf is a layer: layers hold no arrays."""
+    if isinstance(leaf, StatefulLayer):
+        raise LayerError(
+            f"{_at(path)}expected arrays, got {leaf!r}; move its parts:"
+            " m = culux.StatefulLayer(m.layer, device(m.ps), device(m.st))"
+        )
     if hasattr(leaf, "initial_parameters"):
         raise LayerError(
             f"{_at(path)}expected arrays, got the layer {type(leaf).__name__}; a layer holds no arrays:"

@@ -29,7 +29,7 @@ class TorchLayer(Layer):
 
     `culux.transform` makes it of every module that has no counterpart in culux. Calls leave the module as it is;
     a module that draws random numbers takes them from torch's own generator. Torch differentiates it once: there
-    are no second derivatives.
+    are no second derivatives. Modules compare by identity, and so does the layer: a pickled copy is not equal to it.
 
     Args:
         module: a `torch.nn.Module` whose parameters have one floating dtype.

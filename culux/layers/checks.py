@@ -20,6 +20,7 @@ __all__ = [
     "check_parameter",
     "check_probability",
     "check_trailing",
+    "in_training",
     "made",
     "shape_of",
 ]
@@ -102,6 +103,24 @@ def check_parameter(entries: Tree, name: str, shape: Sequence[int], kind: str = 
         f"expected {kind}.{name} of shape {tuple(shape)}, got {got}; {kind} is of another model: "
         "ps, st = culux.setup(rng, model)"
     )
+
+
+def in_training(st: Tree) -> bool:
+    """The mode of a layer's states.
+
+    Raises:
+        LayerError: for a mode that is neither a bool nor 0 or 1.
+    """
+    training = st["training"]
+    if training is True or training is False:
+        return training
+    value = training.item() if getattr(training, "shape", None) == () else training  # NumPy's bools, and restored ones
+    if not isinstance(value, int) or value not in (0, 1):
+        raise LayerError(
+            f"expected st.training to be a bool, got {describe(training)}; "
+            "set it with culux.train_mode(st) or culux.test_mode(st)"
+        )
+    return bool(value)
 
 
 def as_shape(layer: str, shape: Any) -> tuple[int, ...]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from culux import nn
 from culux.core import Layer
-from culux.layers.checks import check_probability, shape_of
+from culux.errors import LayerError, describe
+from culux.layers.checks import check_probability, in_training, shape_of
 from culux.random import rng_state
 from culux.tree import Tree, trusted
 
@@ -39,7 +40,7 @@ class Dropout(Layer):
         training: True; set by `culux.train_mode` and `culux.test_mode`.
 
     Raises:
-        LayerError: for a `p` that is no number between 0 and 1.
+        LayerError: for a `p` that is no number between 0 and 1; when called, for states that are none of these.
     """
 
     p: float
@@ -57,8 +58,14 @@ class Dropout(Layer):
 
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """``x * mask / (1 - p)`` in training, else ``x``."""
-        if not st["training"] or self.p == 0:
+        if not in_training(st) or self.p == 0:
             return x, st
         shape_of(x)
-        y, rng = nn.dropout(x, st["rng"], p=self.p, training=True)
+        rng = st["rng"]
+        if type(rng) is not Tree:
+            raise LayerError(
+                f"expected st.rng to be a random state Tree(key=uint64[2], counter=uint64[4]), got {describe(rng)}; "
+                "it comes with the states: ps, st = culux.setup(rng, model)"
+            )
+        y, rng = nn.dropout(x, rng, p=self.p, training=True)
         return y, trusted({**st, "rng": rng})

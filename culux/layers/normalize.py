@@ -19,6 +19,7 @@ from culux.layers.checks import (
     check_parameter,
     check_probability,
     check_trailing,
+    in_training,
     shape_of,
 )
 from culux.nn.activation import ActivationLike
@@ -59,7 +60,7 @@ class BatchNorm(Layer):
         training: True; set by `culux.train_mode` and `culux.test_mode`.
 
     Raises:
-        LayerError: for arguments that are none of these.
+        LayerError: for arguments that are none of these; when called, for a `training` that is no bool.
         ShapeError: when called, for an `x` with other channels or, in training, one value per channel.
     """
 
@@ -96,7 +97,7 @@ class BatchNorm(Layer):
         """Normalise, and move the running statistics in training."""
         check_axis(shape_of(x), 1, self.channels)
         shape = (self.channels,)
-        training = bool(st["training"]) or not self.track_stats
+        training = in_training(st) or not self.track_stats
         scale = check_parameter(ps, "scale", shape) if self.affine else None
         bias = check_parameter(ps, "bias", shape) if self.affine else None
         mean = check_parameter(st, "running_mean", shape, "st") if self.track_stats else None

@@ -12,6 +12,7 @@ from culux.backends import Array, backend_of
 from culux.backends.registry import namespace_of
 from culux.errors import DTypeError, LayerError, ShapeError, describe, nearest
 from culux.nn import log_softmax, one_hot
+from culux.nn.fused import require_float
 from culux.nn.softmax import reduced_cross_entropy, require_classes, require_integers
 
 __all__ = ["binary_cross_entropy", "cross_entropy", "hinge", "huber", "mae", "mse", "negative_log_likelihood"]
@@ -44,21 +45,18 @@ def cross_entropy(
         from_probabilities: the prediction holds probabilities, of which the logarithm is taken.
 
     Raises:
-        ShapeError: for shapes that do not fit, or a label that is no class (looked for on the host only).
+        ShapeError: for shapes that do not fit, a label that is no class (looked for on the host only), or the mean
+            of an empty batch.
         DTypeError: for labels in the place of logits.
         LayerError: for an unknown reduction or a `label_smoothing` out of range.
     """
-    _check_prediction("cross_entropy", logits, labels)
-    if from_probabilities:
-        log_p = _log(logits)
-    elif weight is not None:
-        log_p = log_softmax(logits, axis=1)
-    else:
-        _check_reduction(reduction)
-        return reduced_cross_entropy(logits, labels, label_smoothing, ignore_index, reduction)
-    return negative_log_likelihood(
-        log_p, labels, label_smoothing=label_smoothing, ignore_index=ignore_index, weight=weight, reduction=reduction
-    )
+    name = "cross_entropy"
+    _check_prediction(name, logits, labels, reduction)
+    if weight is None and not from_probabilities:
+        return reduced_cross_entropy(logits, labels, label_smoothing, ignore_index, reduction, name)
+    require_float(name, logits)
+    log_p = _log(logits) if from_probabilities else log_softmax(logits, axis=1)
+    return _likelihood_loss(name, log_p, labels, label_smoothing, ignore_index, weight, reduction)
 
 
 def negative_log_likelihood(
@@ -84,7 +82,15 @@ def negative_log_likelihood(
         ShapeError, DTypeError, LayerError: as `cross_entropy`.
     """
     name = "negative_log_likelihood"
-    _check_prediction(name, log_probabilities, labels)
+    _check_prediction(name, log_probabilities, labels, reduction)
+    return _likelihood_loss(name, log_probabilities, labels, label_smoothing, ignore_index, weight, reduction)
+
+
+def _likelihood_loss(
+    name: str, log_probabilities: Array, labels: Array, label_smoothing: float, ignore_index: int | None,
+    weight: Array | None, reduction: str,
+) -> Array:  # fmt: skip
+    """`negative_log_likelihood` of what was checked; errors call it `name`."""
     _check_smoothing(name, label_smoothing)
     classes = log_probabilities.shape[1]
     weight = _class_weights(name, weight, log_probabilities)
@@ -130,13 +136,13 @@ def binary_cross_entropy(
         from_probabilities: the prediction holds probabilities.
 
     Raises:
-        ShapeError: for labels of another shape.
+        ShapeError: for labels of another shape, or the mean of an empty batch.
         DTypeError: for labels in the place of logits.
         LayerError: for an unknown reduction or a `label_smoothing` out of range.
     """
     name = "binary_cross_entropy"
+    _check_same_shape(name, logits, labels, reduction)
     _check_swapped(name, logits, labels)
-    _check_same_shape(name, logits, labels)
     _check_smoothing(name, label_smoothing)
     if _is_integer(labels):
         labels = labels.astype(stop_gradient(logits).dtype)
@@ -162,10 +168,11 @@ def mse(y_hat: Array, y: Array, *, reduction: str = "mean") -> Array:
         reduction: "mean", "sum", or "none" for the shape of `y_hat`.
 
     Raises:
-        ShapeError: for a target of another shape; nothing is broadcast.
+        ShapeError: for a target of another shape (nothing is broadcast), or the mean of an empty batch.
+        DTypeError: for what is no array.
         LayerError: for an unknown reduction.
     """
-    _check_same_shape("mse", y_hat, y)
+    _check_same_shape("mse", y_hat, y, reduction)
     residual = y_hat - y
     return _reduced(residual * residual, reduction)
 
@@ -179,10 +186,11 @@ def mae(y_hat: Array, y: Array, *, reduction: str = "mean") -> Array:
         reduction: "mean", "sum", or "none" for the shape of `y_hat`.
 
     Raises:
-        ShapeError: for a target of another shape; nothing is broadcast.
+        ShapeError: for a target of another shape (nothing is broadcast), or the mean of an empty batch.
+        DTypeError: for what is no array.
         LayerError: for an unknown reduction.
     """
-    _check_same_shape("mae", y_hat, y)
+    _check_same_shape("mae", y_hat, y, reduction)
     return _reduced(cnp.abs(y_hat - y), reduction)
 
 
@@ -198,10 +206,11 @@ def huber(y_hat: Array, y: Array, *, delta: float = 1.0, reduction: str = "mean"
         reduction: "mean", "sum", or "none" for the shape of `y_hat`.
 
     Raises:
-        ShapeError: for a target of another shape; nothing is broadcast.
+        ShapeError: for a target of another shape (nothing is broadcast), or the mean of an empty batch.
+        DTypeError: for what is no array.
         LayerError: for an unknown reduction, or a `delta` that is not positive.
     """
-    _check_same_shape("huber", y_hat, y)
+    _check_same_shape("huber", y_hat, y, reduction)
     if not delta > 0:
         raise LayerError(f"huber: expected delta > 0, got {delta}")
     residual = y_hat - y
@@ -218,10 +227,11 @@ def hinge(y_hat: Array, y: Array, *, reduction: str = "mean") -> Array:
         reduction: "mean", "sum", or "none" for the shape of `y_hat`.
 
     Raises:
-        ShapeError: for a target of another shape; nothing is broadcast.
+        ShapeError: for a target of another shape (nothing is broadcast), or the mean of an empty batch.
+        DTypeError: for what is no array.
         LayerError: for an unknown reduction.
     """
-    _check_same_shape("hinge", y_hat, y)
+    _check_same_shape("hinge", y_hat, y, reduction)
     if _is_integer(y):
         y = y.astype(stop_gradient(y_hat).dtype)
     return _reduced(cnp.maximum(1 - y * y_hat, 0.0), reduction)
@@ -234,11 +244,13 @@ def _log(p: Array) -> Array:
 
 
 def _reduced(losses: Array, reduction: str) -> Array:
-    _check_reduction(reduction)
     return losses if reduction == "none" else cnp.mean(losses) if reduction == "mean" else cnp.sum(losses)
 
 
-def _check_reduction(reduction: str) -> None:
+def _check_reduction(name: str, reduction: str, prediction: Array, examples: tuple[int, ...]) -> None:
+    """Raise where `reduction` is none, or is the mean of losses whose shape, `examples`, is empty."""
+    if reduction == "mean" and 0 in examples:
+        raise ShapeError(f"{name}: expected at least one example, got a prediction of shape {tuple(prediction.shape)}")
     if reduction not in REDUCTIONS:
         raise LayerError(
             f"expected reduction to be 'mean', 'sum' or 'none', got {reduction!r}{nearest(reduction, REDUCTIONS)}"
@@ -257,16 +269,20 @@ def _is_integer(x: Any) -> bool:
     return getattr(x.dtype, "kind", "f") in "iub"
 
 
-def _check_swapped(name: str, prediction: Array, labels: Array) -> None:
-    for role, value in (("prediction", prediction), ("labels", labels)):
+def _check_arrays(name: str, prediction: Any, target: Any, target_role: str) -> None:
+    for role, value in (("prediction", prediction), (target_role, target)):
         if not hasattr(value, "shape") or not hasattr(value, "dtype"):
             raise DTypeError(f"{name}: expected an array for the {role}, got {describe(value)}")
+
+
+def _check_swapped(name: str, prediction: Array, labels: Array) -> None:
     if _is_integer(prediction):
         hint = "the prediction comes first" if not _is_integer(labels) else "convert it with .astype('float32')"
         raise DTypeError(f"{name}: expected a float prediction, got {describe(prediction)}; {hint}: {name}(y_hat, y)")
 
 
-def _check_prediction(name: str, prediction: Array, labels: Array) -> None:
+def _check_prediction(name: str, prediction: Array, labels: Array, reduction: str) -> None:
+    _check_arrays(name, prediction, labels, "labels")
     _check_swapped(name, prediction, labels)
     shape, labels_shape = tuple(prediction.shape), tuple(labels.shape)
     if len(shape) < 2:
@@ -290,6 +306,7 @@ def _check_prediction(name: str, prediction: Array, labels: Array) -> None:
             f"{name}: labels of the prediction's shape {shape} are probabilities and floats, got {describe(labels)}; "
             f"labels.astype('float32'), or integer labels of shape {expected}"
         )
+    _check_reduction(name, reduction, prediction, expected)
 
 
 def _check_classes(name: str, prediction: Array, labels: Array, ignore_index: int | None) -> None:
@@ -302,13 +319,17 @@ def _check_probabilities(name: str, labels: Array, ignore_index: int | None) -> 
         raise LayerError(f"{name}: ignore_index is for integer labels; these are probabilities")
 
 
-def _check_same_shape(name: str, y_hat: Array, y: Array) -> None:
-    a, b = getattr(y_hat, "shape", ()), getattr(y, "shape", ())
-    if tuple(a) != tuple(b):
+def _check_same_shape(name: str, y_hat: Array, y: Array, reduction: str) -> None:
+    a: Any = getattr(y_hat, "shape", None)
+    b: Any = getattr(y, "shape", None)
+    if a is None or b is None:
+        _check_arrays(name, y_hat, y, "target")
+    if a != b:
         raise ShapeError(
-            f"{name}: expected a prediction and a target of one shape, got {tuple(a)} and {tuple(b)}, which would "
+            f"{name}: expected a prediction and a target of one shape, got {a} and {b}, which would "
             "broadcast against each other; reshape one of them"
         )
+    _check_reduction(name, reduction, y_hat, a)
 
 
 def _check_smoothing(name: str, label_smoothing: float) -> None:

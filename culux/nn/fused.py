@@ -10,7 +10,7 @@ import numpy as np
 
 from culux.autodiff import Primitive, vjp
 from culux.autodiff.tracer import Pullback, plain
-from culux.backends import Array, is_float_array
+from culux.backends import Array, is_array, is_float_array
 from culux.errors import DTypeError, describe
 from culux.numpy.broadcasting import is_half
 
@@ -95,4 +95,12 @@ def require_float(function: str, x: Any) -> None:
     if type(x) is not np.ndarray or x.dtype.kind != "f":
         value = plain(x)
         if not is_float_array(value) and not isinstance(value, np.floating):
-            raise DTypeError(f"{function}: expected x to be a float array, got {describe(x)}; x.astype('float32')")
+            raise DTypeError(f"{function}: expected x to be a float array, got {describe(x)}; {_conversion(value)}")
+
+
+def _conversion(value: Any) -> str:
+    """What makes a float array of `value`."""
+    if is_array(value):
+        return "x.astype('float32')"
+    foreign = hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray)
+    return "x = culux.cpu_device()(x)" if foreign else "x = np.asarray(x, 'float32')"

@@ -175,28 +175,31 @@ def softmax_cross_entropy(
             on a GPU such a label is not looked for.
         DTypeError: for labels that are neither integers nor floats.
     """
-    return reduced_cross_entropy(logits, labels, label_smoothing, ignore_index, "none")
+    return reduced_cross_entropy(logits, labels, label_smoothing, ignore_index, "none", "softmax_cross_entropy")
 
 
 def reduced_cross_entropy(
-    logits: Array, labels: Array, label_smoothing: float, ignore_index: int | None, reduction: str
+    logits: Array, labels: Array, label_smoothing: float, ignore_index: int | None, reduction: str, name: str
 ) -> Array:
-    """`softmax_cross_entropy`, or its mean over what is not ignored ("mean") or its sum ("sum")."""
-    require_float("softmax_cross_entropy", logits)
+    """`softmax_cross_entropy`, or its mean over what is not ignored ("mean") or its sum ("sum").
+
+    Errors call it `name`, which is what the user called.
+    """
+    require_float(name, logits)
     shape, labels_shape = tuple(logits.shape), tuple(labels.shape)
     if len(shape) < 2:
         raise ShapeError(f"expected logits of shape (N, C, *spatial), got {shape}")
     if not 0 <= label_smoothing <= 1:
         raise LayerError(f"expected 0 <= label_smoothing <= 1, got {label_smoothing}")
     if labels_shape == shape:
-        require_float("softmax_cross_entropy with labels of the logits' shape", labels)
+        require_float(f"{name} with labels of the logits' shape", labels)
         if ignore_index is not None:
             raise LayerError("ignore_index is for integer labels; these are probabilities")
         return _reduced(_cross_entropy(logits, labels, smoothing=label_smoothing), reduction)
     expected = (shape[0], *shape[2:])
     if labels_shape != expected:
         raise ShapeError(f"expected labels of shape {expected}, or probabilities of shape {shape}, got {labels_shape}")
-    require_integers("softmax_cross_entropy", labels)
+    require_integers(name, labels)
     require_classes(labels, shape[1], ignore_index)
     return _sparse_cross_entropy(
         logits, labels, smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction

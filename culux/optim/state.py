@@ -128,6 +128,11 @@ def update(opt_state: OptimizerState, ps: Any, grads: Any) -> tuple[OptimizerSta
     ``opt, ps = culux.optim.update(opt, ps, grads)``. A gradient of None leaves its parameter
     alone: no decay, and its moments and its count stay. Gradients that are not finite are applied as they are.
 
+    Swapped `ps` and `grads`, trees of one structure, are told apart by identity: `grads` are refused that are
+    the parameters that `setup` got or the last update returned. A state that was pickled, copied, loaded or
+    moved knows none, and parameters that were replaced since are others: one swapped update then goes unseen,
+    unless `ps` have None where `grads` do not. A loop that swaps them is refused at its second update.
+
     Args:
         opt_state: the state.
         ps: the parameters.
@@ -137,7 +142,7 @@ def update(opt_state: OptimizerState, ps: Any, grads: Any) -> tuple[OptimizerSta
         The next state and the next parameters, whose arrays are views of one flat buffer per dtype.
 
     Raises:
-        LayerError: for arguments in another order.
+        LayerError: for arguments in another order, as far as it can be seen.
         ShapeError: for gradients of another structure or shape, with the paths.
         DeviceError: for arrays on several devices.
     """

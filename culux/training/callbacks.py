@@ -58,6 +58,10 @@ class CSVLogger(Callback):
     def __init__(self, path: _Path) -> None:
         self.path = path
 
+    def on_fit_start(self, run: Run) -> None:
+        """Make the file's folder, or say before the first step that it cannot be made."""
+        make_folder(self.path)
+
     def on_epoch_end(self, run: Run) -> None:
         """Write the file anew: a resumed run has no rows twice."""
         names = list(dict.fromkeys(name for row in run.history.rows for name in row))
@@ -78,6 +82,10 @@ class JSONLinesLogger(Callback):
 
     def __init__(self, path: _Path) -> None:
         self.path = path
+
+    def on_fit_start(self, run: Run) -> None:
+        """Make the file's folder, or say before the first step that it cannot be made."""
+        make_folder(self.path)
 
     def on_epoch_end(self, run: Run) -> None:
         """Write the file anew: a resumed run has no rows twice."""
@@ -180,6 +188,10 @@ class BestCheckpoint(_Monitor):
     def __init__(self, path: _Path, monitor: str = "val_loss", mode: str = "min") -> None:
         super().__init__(monitor, mode, 0.0)
         self.path = path
+
+    def on_fit_start(self, run: Run) -> None:
+        """Make the file's folder, or say before the first step that it cannot be made."""
+        make_folder(self.path)
 
     def on_epoch_end(self, run: Run) -> None:
         """Save the train state where the last row is the best."""

@@ -33,8 +33,19 @@ def checkpoint_file(path: str | os.PathLike[str]) -> Path:
 
 
 def make_folder(file: str | os.PathLike[str]) -> None:
-    """Make the folder of a file."""
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    """Make the folder of a file.
+
+    Raises:
+        CheckpointError: where it cannot be made.
+    """
+    folder = Path(file).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{file} could not be written: the folder {folder} cannot be made ({error.strerror or error});"
+            " give another path"
+        ) from error
 
 
 def save_run(file: Path, run: Run, batches: Any, callbacks: Tree) -> None:

@@ -14,9 +14,10 @@ from culux.backends import Array, backend_of, is_array
 from culux.backends.registry import namespace_of
 from culux.core import test_mode
 from culux.devices import DeviceIterator, get_device
+from culux.devices.iterator import is_iterable
 from culux.errors import LayerError, ShapeError, describe
 from culux.training.history import COLUMNS
-from culux.training.state import TrainState
+from culux.training.state import TrainState, check_train_state
 from culux.training.steps import Objective, call
 from culux.tree import Tree
 
@@ -43,7 +44,11 @@ def evaluate(
 
     Raises:
         ShapeError: where there is no batch.
+        LayerError: for arguments of another kind or order.
     """
+    check_train_state(ts, "evaluate(objective, batches, ts)")
+    check_data("batches", batches)
+    check_metrics(metrics)
     st = test_mode(ts.states)
     means = Means()
     for batch in on_device(batches, ts):
@@ -150,6 +155,24 @@ def size_of(batch: Any) -> int:
 def on_device(batches: Iterable[Any], ts: TrainState) -> Iterable[Any]:
     """The batches on the device of the parameters."""
     return batches if isinstance(batches, DeviceIterator) else DeviceIterator(get_device(ts.parameters), batches)
+
+
+def check_data(name: str, batches: Any) -> None:
+    """Raise where the argument `name` cannot be iterated."""
+    if not is_iterable(batches):
+        raise LayerError(
+            f"expected {name} to be an iterable of batches, got {describe(batches)};"
+            f" {name}=culux.data.batches((x, y), 32, rng=0), or a list"
+        )
+
+
+def check_metrics(metrics: Any) -> None:
+    """Raise where the metrics are no dict."""
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise LayerError(
+            f"expected metrics to be a dict of functions by name, got {describe(metrics)};"
+            ' metrics={"accuracy": accuracy}'
+        )
 
 
 def no_batch() -> ShapeError:

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from culux import optim
 from culux.errors import LayerError, ShapeError, describe
 from culux.optim.state import own
 from culux.training.callbacks import Callback, named, states
-from culux.training.checkpoints import check_finite, check_losses, checkpoint_file, restore_run, save_run
-from culux.training.evaluation import Means, Metric, evaluate, no_batch, on_device, scalars
+from culux.training.checkpoints import check_finite, check_losses, checkpoint_file, make_folder, restore_run, save_run
+from culux.training.evaluation import Means, Metric, check_data, check_metrics, evaluate, no_batch, on_device, scalars
 from culux.training.history import History
 from culux.training.progress import Progress
 from culux.training.run import Run
-from culux.training.state import TrainState
+from culux.training.state import TrainState, check_train_state
 from culux.training.steps import Objective, compute_gradients
 from culux.tree import Tree
 
@@ -62,8 +64,14 @@ def fit(
         NonFiniteError: where a loss or the train state becomes NaN or infinite, with the step and the epoch; the
             last checkpoint stays.
         ShapeError: where an epoch has no batch.
+        LayerError: for an argument of another kind, or arguments in another order.
         CheckpointError: where the checkpoint cannot be read, does not fit `ts` or cannot be written.
     """
+    check_train_state(ts, "ts, history = fit(objective, batches, ts, epochs=10)")
+    check_data("batches", batches)
+    if validation is not None:
+        check_data("validation", validation)
+    check_metrics(metrics)
     _check(epochs, log_every, validation, metrics, callbacks)
     file = None if checkpoint is None else checkpoint_file(checkpoint)
     loop = _Loop(objective, batches, validation, metrics, tuple(callbacks), log_every, file)
@@ -86,6 +94,8 @@ class _Loop:
         """All epochs, between the callbacks' starts and ends."""
         run = Run(ts, epochs)
         saved = {} if self.file is None else restore_run(self.file, resume, run, self.batches)
+        if self.file is not None:
+            make_folder(self.file)
         optimizer_state, ps = own(run.train_state.optimizer_state, run.train_state.parameters)
         run.train_state = run.train_state.replace(parameters=ps, optimizer_state=optimizer_state)
         for name, callback in named(self.callbacks).items():
@@ -161,13 +171,16 @@ def _length(batches: Any) -> int | None:
         return None
 
 
-def _check(epochs: int, log_every: int, validation: Any, metrics: Any, callbacks: Sequence[Any]) -> None:
-    if epochs < 0:
-        raise ShapeError(f"expected epochs to be at least 0, got {epochs}")
-    if log_every < 1:
-        raise ShapeError(f"expected log_every to be at least 1, got {log_every}")
+def _check(epochs: Any, log_every: Any, validation: Any, metrics: Any, callbacks: Any) -> None:
+    for name, value, least in (("epochs", epochs, 0), ("log_every", log_every, 1)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise LayerError(f"expected {name} to be an integer, got {describe(value)}; {name}=10")
+        if value < least:
+            raise ShapeError(f"expected {name} to be at least {least}, got {value}")
     if metrics and validation is None:
         raise LayerError(f"metrics ({', '.join(metrics)}) are computed on validation=, and there is none")
+    if not isinstance(callbacks, Sequence):
+        raise LayerError(f"expected callbacks to be a list, got {describe(callbacks)}; callbacks=[EarlyStopping()]")
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise LayerError(f"expected callbacks that derive from culux.training.Callback, got {describe(callback)}")

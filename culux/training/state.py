@@ -92,3 +92,12 @@ class TrainState:
 
     def __repr__(self) -> str:
         return f"TrainState({self.layer!r}, rule={self.rule!r}, step={self.step!r})"
+
+
+def check_train_state(value: Any, form: str) -> None:
+    """Raise a `LayerError` with the right call where `value` is no train state."""
+    if not isinstance(value, TrainState):
+        raise LayerError(
+            f"expected ts to be a TrainState, got {describe(value)}; {form};"
+            " ts = TrainState.create(rng, layer, culux.optim.Adam(1e-3))"
+        )

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from culux import optim
 from culux.autodiff import value_and_gradient
 from culux.errors import LayerError, describe
-from culux.training.state import TrainState
+from culux.training.state import TrainState, check_train_state
 
 __all__ = ["Objective", "apply_gradients", "compute_gradients", "single_train_step"]
 
@@ -28,8 +28,9 @@ def compute_gradients(objective: Objective, batch: Any, ts: TrainState) -> tuple
         ``(grads, loss, stats, ts)``, where the new `ts` has the states after the call.
 
     Raises:
-        LayerError: where the objective returns something else.
+        LayerError: where the objective returns something else, and for arguments in another order.
     """
+    check_train_state(ts, "grads, loss, stats, ts = compute_gradients(objective, batch, ts)")
 
     def loss_of(ps: Any) -> tuple[Any, Any]:
         loss, st, stats = call(objective, ts.layer, ps, ts.states, batch)
@@ -41,6 +42,7 @@ def compute_gradients(objective: Objective, batch: Any, ts: TrainState) -> tuple
 
 def apply_gradients(ts: TrainState, grads: Any) -> TrainState:
     """The train state after one update of the optimiser; `ts` and `grads` stay as they are."""
+    check_train_state(ts, "ts = apply_gradients(ts, grads)")
     optimizer_state, ps = optim.update(ts.optimizer_state, ts.parameters, grads)
     return ts.replace(parameters=ps, optimizer_state=optimizer_state, step=ts.step + 1)
 
@@ -50,7 +52,11 @@ def single_train_step(objective: Objective, batch: Any, ts: TrainState) -> tuple
 
     Returns:
         ``(loss, stats, ts)``; the loss is an array on the device, not yet read.
+
+    Raises:
+        LayerError: as `compute_gradients`.
     """
+    check_train_state(ts, "loss, stats, ts = single_train_step(objective, batch, ts)")
     grads, loss, stats, ts = compute_gradients(objective, batch, ts)
     return loss, stats, apply_gradients(ts, grads)
 
