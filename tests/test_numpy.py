@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -358,3 +360,38 @@ def test_arrays_of_two_backends(standin_cupy):  # noqa: F811
     ):
         with pytest.raises(DeviceError, match=r"is on cuda:0 \(cupy\).*is on cpu \(numpy\).*move them together"):
             culux.gradient(lambda x, f=f: f(x, X.T if f is cnp.matmul else X).sum(), device)
+
+
+MASK = np.eye(3) > 0
+KEEPS_NOTHING = {
+    "add": lambda z: z + np.ones((3, 3)),
+    "add a row": lambda z: z + np.ones(3),
+    "subtract": lambda z: np.ones((3, 3)) - z,
+    "multiply by a constant": lambda z: z * np.full((3, 3), 2.0),
+    "divide by a constant": lambda z: z / np.full((3, 3), 2.0),
+    "where": lambda z: cnp.where(MASK, z, 0.0),
+    "sum": lambda z: z.sum(0),
+    "mean": lambda z: z.mean(1),
+    "reshape": lambda z: z.reshape(9),
+    "transpose": lambda z: z.T,
+    "getitem": lambda z: z[1:],
+    "broadcast_to": lambda z: cnp.broadcast_to(z, (2, 3, 3)),
+    "concatenate": lambda z: cnp.concatenate([z, z]),
+    "astype": lambda z: z.astype("float32"),
+    "pad": lambda z: cnp.pad(z, 1),
+    "exp, which reads y": lambda z: cnp.exp(z),
+}
+
+
+@pytest.mark.parametrize("name", KEEPS_NOTHING)
+def test_a_rule_does_not_keep_what_its_pullback_does_not_read(name):
+    kept = []
+
+    def f(x):
+        z = x * 2.0
+        kept.append(weakref.ref(z.value))
+        return KEEPS_NOTHING[name](z).sum()
+
+    _, pullback = culux.vjp(f, np.ones((3, 3)))
+    assert kept[0]() is None
+    assert pullback(1.0)[0].shape == (3, 3)

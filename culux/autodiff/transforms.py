@@ -275,9 +275,11 @@ def _seed(trace: ReverseTrace, result: Any) -> list[tuple[int, Any]]:
 def _like(value: Any, cotangent: Any) -> Any:
     """A cotangent in the dtype of the value that it belongs to."""
     dtype, given = getattr(value, "dtype", None), getattr(cotangent, "dtype", None)
-    if dtype is None or dtype == given:
+    if dtype is None:
         return cotangent
-    return namespace_of(value).full_like(value, cotangent) if given is None else cotangent.astype(dtype)
+    if given is None:  # asked first: a NumPy dtype of float64 equals None
+        return namespace_of(value).full_like(value, cotangent)
+    return cotangent if dtype == given else cotangent.astype(dtype)
 
 
 def _check_cotangent(path: str, value: Any, cotangent: Any) -> None:

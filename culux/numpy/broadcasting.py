@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from culux.errors import DifferentiationError, ShapeError
 
 __all__ = [
     "Axis",
+    "Outline",
     "accumulate",
     "axis_of",
     "common_namespace",
@@ -21,6 +22,7 @@ __all__ = [
     "keep_axes",
     "masked",
     "normalize_axes",
+    "outline",
     "refuse_out",
     "shape_of",
 ]
@@ -64,8 +66,20 @@ def refuse_out(out: Any) -> None:
         raise DifferentiationError("out= would overwrite a value that a gradient needs; use the result instead")
 
 
+class Outline(NamedTuple):
+    """Shape and dtype of an array: what a cotangent is fitted to when the array itself need not be kept alive."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def outline(x: Any) -> Any:
+    """The `Outline` of an array; a Python float stands for itself."""
+    return x if type(x) is float else Outline(x.shape, x.dtype)
+
+
 def fit(cotangent: Array, like: Any) -> Array:
-    """A cotangent summed over the axes along which `like` was broadcast, in the dtype of `like`."""
+    """A cotangent summed over the axes along which `like` (an array or its outline) was broadcast, in its dtype."""
     if type(like) is float:
         return accumulate(cotangent) if shape_of(cotangent) else cotangent
     shape = like.shape

@@ -14,7 +14,7 @@ from culux.autodiff import Primitive, primitive
 from culux.autodiff.tracer import Pullback, Tracer, plain
 from culux.backends import Array
 from culux.backends.registry import is_array, namespace_of
-from culux.numpy.broadcasting import common_namespace, fit, masked, refuse_out
+from culux.numpy.broadcasting import common_namespace, fit, masked, outline, refuse_out
 
 Derivative = Callable[[Any, Any, Any], Any]
 """``(xp, saved, dy) -> dx``, elementwise; `xp` is the namespace to compute with, `saved` is x or y."""
@@ -95,6 +95,11 @@ def _to_first(dz: Array) -> tuple[Array, None]:
     return dz, None
 
 
+def _outlines(needs: tuple[bool, ...], x: Any, y: Any) -> tuple[Any, Any]:
+    """The outlines of those arguments whose cotangents are wanted."""
+    return outline(x) if needs[0] else None, outline(y) if needs[1] else None
+
+
 def _times_first(factor: float, dz: Array) -> tuple[Array, None]:
     return dz * factor, None
 
@@ -113,9 +118,10 @@ def add(x: Array, y: Array) -> Array:
 def _(needs: tuple[bool, ...], x: Array, y: Array) -> tuple[Array, Pullback]:
     if not needs[1] and (type(y) is float or type(y) is int):  # nothing to fit: half the cost of a small operation
         return x + y, _to_first
+    like_x, like_y = _outlines(needs, x, y)
 
     def pullback(dz: Array) -> tuple[Any, Any]:
-        return fit(dz, x) if needs[0] else None, fit(dz, y) if needs[1] else None
+        return fit(dz, like_x) if needs[0] else None, fit(dz, like_y) if needs[1] else None
 
     return x + y, pullback
 
@@ -130,9 +136,10 @@ def subtract(x: Array, y: Array) -> Array:
 def _(needs: tuple[bool, ...], x: Array, y: Array) -> tuple[Array, Pullback]:
     if not needs[1] and (type(y) is float or type(y) is int):  # nothing to fit: half the cost of a small operation
         return x - y, _to_first
+    like_x, like_y = _outlines(needs, x, y)
 
     def pullback(dz: Array) -> tuple[Any, Any]:
-        return fit(dz, x) if needs[0] else None, fit(-dz, y) if needs[1] else None
+        return fit(dz, like_x) if needs[0] else None, fit(-dz, like_y) if needs[1] else None
 
     return x - y, pullback
 
@@ -147,9 +154,11 @@ def multiply(x: Array, y: Array) -> Array:
 def _(needs: tuple[bool, ...], x: Array, y: Array) -> tuple[Array, Pullback]:
     if not needs[1] and (type(y) is float or type(y) is int):  # nothing to fit: half the cost of a small operation
         return x * y, partial(_times_first, y)
+    like_x, like_y = _outlines(needs, x, y)
+    kept_x, kept_y = x if needs[1] else None, y if needs[0] else None
 
     def pullback(dz: Array) -> tuple[Any, Any]:
-        return fit(dz * y, x) if needs[0] else None, fit(dz * x, y) if needs[1] else None
+        return fit(dz * kept_y, like_x) if needs[0] else None, fit(dz * kept_x, like_y) if needs[1] else None
 
     return x * y, pullback
 
@@ -165,10 +174,12 @@ def _(needs: tuple[bool, ...], x: Array, y: Array) -> tuple[Array, Pullback]:
     if not needs[1] and (type(y) is float or type(y) is int):  # nothing to fit: half the cost of a small operation
         return x / y, partial(_over_first, y)
     z = x / y
+    like_x, _ = _outlines(needs, x, y)
+    kept_z = z if needs[1] else None
 
     def pullback(dz: Array) -> tuple[Any, Any]:
         dx = dz / y
-        return fit(dx, x) if needs[0] else None, fit(-dx * z, y) if needs[1] else None
+        return fit(dx, like_x) if needs[0] else None, fit(-dx * kept_z, y) if needs[1] else None
 
     return z, pullback
 
@@ -316,9 +327,11 @@ def _where(x: Array, y: Array, *, condition: Array) -> Array:
 
 @_where.rule
 def _(needs: tuple[bool, ...], x: Array, y: Array, *, condition: Array) -> tuple[Array, Pullback]:
+    like_x, like_y = _outlines(needs, x, y)
+
     def pullback(dz: Array) -> tuple[Any, Any]:
-        dx = fit(masked(dz, condition), x) if needs[0] else None
-        return dx, fit(masked(dz, condition == False), y) if needs[1] else None  # noqa: E712 (also for bool)
+        dx = fit(masked(dz, condition), like_x) if needs[0] else None
+        return dx, fit(masked(dz, condition == False), like_y) if needs[1] else None  # noqa: E712 (also for bool)
 
     return _where(x, y, condition=condition), pullback
 
@@ -372,8 +385,8 @@ def _astype(x: Array, *, dtype: Any) -> Array:
 
 @_astype.rule
 def _(needs: tuple[bool, ...], x: Array, *, dtype: Any) -> tuple[Array, Pullback | None]:
-    y = _astype(x, dtype=dtype)
-    return y, (lambda dy: (fit(dy, x),)) if getattr(y.dtype, "kind", "f") in "fV" else None
+    y, like = _astype(x, dtype=dtype), outline(x)
+    return y, (lambda dy: (fit(dy, like),)) if getattr(y.dtype, "kind", "f") in "fV" else None
 
 
 def astype(x: Array, dtype: Any) -> Array:

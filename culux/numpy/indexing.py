@@ -23,7 +23,8 @@ def _getitem(x: Array, *, key: Any) -> Array:
 
 @_getitem.rule
 def _(needs: tuple[bool, ...], x: Array, *, key: Any) -> tuple[Array, Pullback]:
-    return x[key], lambda dy: (_scatter(dy, key=key, shape=x.shape),)
+    shape = x.shape
+    return x[key], lambda dy: (_scatter(dy, key=key, shape=shape),)
 
 
 @primitive

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from culux.numpy.broadcasting import (
     keep_axes,
     masked,
     normalize_axes,
+    outline,
     refuse_out,
     shape_of,
 )
@@ -39,17 +41,16 @@ def _sum(x: Array, *, axis: Axis, dtype: Any, keepdims: bool) -> Array:
 
 @_sum.rule
 def _(needs: tuple[bool, ...], x: Array, *, axis: Axis, dtype: Any, keepdims: bool) -> tuple[Array, Pullback]:
-    y = _sum(x, axis=axis, dtype=dtype, keepdims=keepdims)
-    return y, lambda dy: (_spread(dy, x, axis),)
+    return _sum(x, axis=axis, dtype=dtype, keepdims=keepdims), partial(_spread, outline(x), axis)
 
 
-def _spread(dy: Array, x: Array, axis: Axis) -> Array:
-    """The cotangent of a reduction, repeated over the axes that it went over."""
-    if type(x) is float:
+def _spread(like: Any, axis: Axis, dy: Array) -> Array:
+    """The cotangent of a sum, repeated over the axes that it went over."""
+    if type(like) is float:
         return dy
-    if dy.dtype != x.dtype:
-        dy = dy.astype(x.dtype)
-    return namespace_of(dy).broadcast_to(keep_axes(dy, x.shape, axis), x.shape)
+    if dy.dtype != like.dtype:
+        dy = dy.astype(like.dtype)
+    return namespace_of(dy).broadcast_to(keep_axes(dy, like.shape, axis), like.shape)
 
 
 def _count(x: Array, axis: Axis) -> int:

@@ -13,7 +13,7 @@ from culux.autodiff.tracer import Pullback, plain
 from culux.backends import Array
 from culux.backends.registry import backend_of, namespace_of
 from culux.errors import ShapeError
-from culux.numpy.broadcasting import axis_of, common_namespace, fit, normalize_axes, shape_of
+from culux.numpy.broadcasting import axis_of, common_namespace, fit, normalize_axes, outline, shape_of
 from culux.numpy.elementwise import asarray
 from culux.numpy.indexing import getitem, take
 
@@ -43,10 +43,8 @@ def _reshape(x: Array, *, shape: Any) -> Array:
 
 @_reshape.rule
 def _(needs: tuple[bool, ...], x: Array, *, shape: Any) -> tuple[Array, Pullback]:
-    def pullback(dy: Array) -> tuple[Array]:
-        return (namespace_of(dy).reshape(dy, shape_of(x)),)
-
-    return namespace_of(x).reshape(x, shape), pullback
+    before = shape_of(x)
+    return namespace_of(x).reshape(x, shape), lambda dy: (namespace_of(dy).reshape(dy, before),)
 
 
 def reshape(a: Array, shape: int | Shape, order: str = "C") -> Array:
@@ -129,7 +127,8 @@ def _broadcast_to(x: Array, *, shape: Shape) -> Array:
 
 @_broadcast_to.rule
 def _(needs: tuple[bool, ...], x: Array, *, shape: Shape) -> tuple[Array, Pullback]:
-    return namespace_of(x).broadcast_to(x, shape), lambda dy: (fit(dy, x),)
+    like = outline(x)
+    return namespace_of(x).broadcast_to(x, shape), lambda dy: (fit(dy, like),)
 
 
 def broadcast_to(array: Array, shape: int | Shape) -> Array:
@@ -146,13 +145,14 @@ def _concatenate(*arrays: Array, axis: int) -> Array:
 @_concatenate.rule
 def _(needs: tuple[bool, ...], *arrays: Array, axis: int) -> tuple[Array, Pullback]:
     y = _concatenate(*arrays, axis=axis)
+    likes = [outline(array) for array in arrays]
 
     def pullback(dy: Array) -> tuple[Any, ...]:
         pieces, start = [], 0
-        for array, need in zip(arrays, needs, strict=True):
-            stop = start + array.shape[axis]
+        for like, need in zip(likes, needs, strict=True):
+            stop = start + like.shape[axis]
             key = (slice(None),) * axis_of(axis, dy.ndim) + (slice(start, stop),)
-            pieces.append(fit(dy[key], array) if need else None)
+            pieces.append(fit(dy[key], like) if need else None)
             start = stop
         return tuple(pieces)
 
