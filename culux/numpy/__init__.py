@@ -27,7 +27,6 @@ from culux.numpy.elementwise import arctanh as arctanh
 from culux.numpy.elementwise import asarray as asarray
 from culux.numpy.elementwise import astype as astype
 from culux.numpy.elementwise import cbrt as cbrt
-from culux.numpy.elementwise import clip as clip
 from culux.numpy.elementwise import copy as copy
 from culux.numpy.elementwise import cos as cos
 from culux.numpy.elementwise import cosh as cosh
@@ -57,7 +56,6 @@ from culux.numpy.elementwise import square as square
 from culux.numpy.elementwise import subtract as subtract
 from culux.numpy.elementwise import tan as tan
 from culux.numpy.elementwise import tanh as tanh
-from culux.numpy.elementwise import where as where
 from culux.numpy.indexing import diag as diag
 from culux.numpy.indexing import diagonal as diagonal
 from culux.numpy.indexing import diff as diff
@@ -85,6 +83,8 @@ from culux.numpy.reductions import prod as prod
 from culux.numpy.reductions import std as std
 from culux.numpy.reductions import sum as sum
 from culux.numpy.reductions import var as var
+from culux.numpy.selection import clip as clip
+from culux.numpy.selection import where as where
 from culux.numpy.shaping import atleast_1d as atleast_1d
 from culux.numpy.shaping import atleast_2d as atleast_2d
 from culux.numpy.shaping import broadcast_to as broadcast_to

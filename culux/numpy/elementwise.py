@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from culux.autodiff import Primitive, primitive
-from culux.autodiff.tracer import Pullback, Tracer, plain
+from culux.autodiff.tracer import Pullback, Tracer
 from culux.backends import Array
 from culux.backends.registry import is_array, namespace_of
-from culux.numpy.broadcasting import common_namespace, fit, masked, outline, refuse_out
+from culux.numpy.broadcasting import common_namespace, fit, masked, outline
 
 Derivative = Callable[[Any, Any, Any], Any]
 """``(xp, saved, dy) -> dx``, elementwise; `xp` is the namespace to compute with, `saved` is x or y."""
@@ -318,64 +318,6 @@ def _remainder(name: str, formula: str, quotient: str) -> Primitive:
 
 mod = _remainder("mod", "x - y * floor(x / y)", "floor")
 fmod = _remainder("fmod", "x - y * trunc(x / y)", "trunc")
-
-
-@primitive
-def _where(x: Array, y: Array, *, condition: Array) -> Array:
-    return common_namespace(x, y, condition).where(condition, x, y)
-
-
-@_where.rule
-def _(needs: tuple[bool, ...], x: Array, y: Array, *, condition: Array) -> tuple[Array, Pullback]:
-    like_x, like_y = _outlines(needs, x, y)
-
-    def pullback(dz: Array) -> tuple[Any, Any]:
-        dx = fit(masked(dz, condition), like_x) if needs[0] else None
-        return dx, fit(masked(dz, condition == False), like_y) if needs[1] else None  # noqa: E712 (also for bool)
-
-    return _where(x, y, condition=condition), pullback
-
-
-def where(condition: Array, x: Array, y: Array) -> Array:
-    """`x` where `condition` is true, `y` elsewhere, with broadcasting; no gradient through the condition."""
-    condition = plain(condition)
-    if getattr(condition, "dtype", None) != np.bool_:
-        condition = condition != 0
-    return _where(x, y, condition=condition)
-
-
-def clip(
-    a: Array,
-    a_min: Array | None = None,
-    a_max: Array | None = None,
-    out: None = None,
-    *,
-    min: Array | None = None,
-    max: Array | None = None,
-) -> Array:
-    """``min(max(a, a_min), a_max)``, elementwise; outside the bounds the gradient is the bound's."""
-    refuse_out(out)
-    return _clip(a, a_min if min is None else min, a_max if max is None else max)
-
-
-@primitive
-def _clip(x: Array, low: Any, high: Any) -> Array:
-    return common_namespace(x, low, high).clip(x, low, high)
-
-
-@_clip.rule
-def _(needs: tuple[bool, ...], x: Array, low: Any, high: Any) -> tuple[Array, Pullback]:
-    def pullback(dy: Array) -> tuple[Any, Any, Any]:
-        above = False if high is None else (x > high) if low is None else (x > high) | (low > high)
-        below = False if low is None else (x < low) & (above == False)  # noqa: E712 (also for bool)
-        inside = (above | below) == False  # noqa: E712
-        return (
-            fit(masked(dy, inside), x) if needs[0] else None,
-            fit(masked(dy, below), low) if needs[1] else None,
-            fit(masked(dy, above), high) if needs[2] else None,
-        )
-
-    return _clip(x, low, high), pullback
 
 
 @primitive
