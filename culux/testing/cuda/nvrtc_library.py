@@ -22,7 +22,7 @@ class NVRTC:
     """A loaded NVRTC and the folders of CUDA's headers that belong to it."""
 
     def __init__(self, library: ctypes.CDLL, includes: Sequence[Path]) -> None:
-        self.library = library
+        self.nvrtc = library
         self.includes = [path for path in includes if path.is_dir()]
         library.nvrtcGetErrorString.restype = ctypes.c_char_p
         numbers = ctypes.c_int(), ctypes.c_int()
@@ -60,7 +60,7 @@ class NVRTC:
             for expression in name_expressions:
                 self._call("AddNameExpression", program, expression.encode())
             encoded = [option.encode() for option in options]
-            status = self.library.nvrtcCompileProgram(program, len(encoded), (ctypes.c_char_p * len(encoded))(*encoded))
+            status = self.nvrtc.nvrtcCompileProgram(program, len(encoded), (ctypes.c_char_p * len(encoded))(*encoded))
             # A zero byte stands within the log too, before what the assembler says after its list of resources.
             log = self._bytes("ProgramLog", program).replace(b"\0", b"").decode(errors="replace")
             if status:
@@ -68,7 +68,7 @@ class NVRTC:
             symbols = {expression: self._symbol(program, expression) for expression in name_expressions}
             return self._bytes("CUBIN", program), log, symbols
         finally:
-            self.library.nvrtcDestroyProgram(ctypes.byref(program))
+            self.nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
     def _symbol(self, program: ctypes.c_void_p, expression: str) -> str:
         symbol = ctypes.c_char_p()
@@ -83,12 +83,12 @@ class NVRTC:
         return buffer.raw
 
     def _call(self, function: str, *args: object) -> None:
-        status = getattr(self.library, f"nvrtc{function}")(*args)
+        status = getattr(self.nvrtc, f"nvrtc{function}")(*args)
         if status:
             raise KernelError(f"nvrtc{function} failed: {self._error(status)}")
 
     def _error(self, status: int) -> str:
-        text: bytes = self.library.nvrtcGetErrorString(status)
+        text: bytes = self.nvrtc.nvrtcGetErrorString(status)
         return f"nvrtc: error: {text.decode()}"
 
 
