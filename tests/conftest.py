@@ -27,6 +27,23 @@ def strict():
         registry._namespaces.pop(kind, None)
 
 
+@pytest.fixture
+def level_is_restored():
+    """No trace is left open by the test."""
+    from culux.autodiff.tracer import nesting_level
+
+    yield
+    assert nesting_level() == 0
+
+
+@pytest.fixture(scope="module")
+def kernel_cache(tmp_path_factory):
+    """Compiled kernels are shared by the tests of one file, and nothing older than them is used."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CULUX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu"):
         if not has_gpu():

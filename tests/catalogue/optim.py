@@ -145,14 +145,14 @@ class Steps:
 
 
 WITHOUT_ENTRY = {
-    "OptimizerState": "made by setup and moved on by update, which every entry runs; tests/test_optim.py",
-    "Rule": "the base of the rules; tests/test_optim.py has a user's rule",
-    "adjust": "a function of the state; tests/test_optim.py",
+    "OptimizerState": "made by setup and moved on by update, which every entry runs; tests/test_optim_state.py",
+    "Rule": "the base of the rules; tests/test_optim_rules.py has a user's rule",
+    "adjust": "a function of the state; tests/test_optim_state.py",
     "destructure": "tests/test_destructure.py",
-    "freeze": "a function of the state; tests/test_optim.py",
+    "freeze": "a function of the state; tests/test_optim_state.py",
     "schedules": "a module; tests/test_schedules.py",
     "setup": "every entry runs it",
-    "thaw": "a function of the state; tests/test_optim.py",
+    "thaw": "a function of the state; tests/test_optim_state.py",
     "update": "every entry runs it",
-    "update_in_place": "a function of the state; tests/test_optim.py",
+    "update_in_place": "a function of the state; tests/test_optim_updates.py",
 }

@@ -1,4 +1,4 @@
-"""Read by mypy in test_core.py: what a user's typed layers look like to a type checker."""
+"""Read by mypy in test_layer_contract.py: what a user's typed layers look like to a type checker."""
 
 from __future__ import annotations
 
