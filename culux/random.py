@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from culux.backends import Array, Backend, backend_of
-from culux.devices.leaves import untraced
+from culux.core.fields import untraced
 from culux.errors import DTypeError, LayerError, describe
 from culux.tree import Tree
 

@@ -165,8 +165,7 @@ class _Input:
         note, lift_leaf = self.wanted.append, trace.lift
 
         def lift(leaf: Any) -> Any:
-            # The first test is what almost every leaf of every step comes to.
-            wanted = (type(leaf) is np.ndarray and leaf.dtype.kind == "f") or is_differentiable(leaf)
+            wanted = is_differentiable(leaf)
             note(wanted)
             return lift_leaf(leaf) if wanted else leaf
 

@@ -65,13 +65,14 @@ def without_traces(value: Any) -> Any:
         return trusted({name: without_traces(item) for name, item in Tree(value).items()})
     if is_array(value):
         _PLAIN.add(type(value))
-    return tree.map(_plain, as_tree(value))
+    return tree.map(untraced, as_tree(value))
 
 
-def _plain(leaf: Any) -> Any:
-    while hasattr(leaf, "__culux_value__"):
-        leaf = leaf.__culux_value__
-    return leaf
+def untraced(value: Any) -> Any:
+    """The value itself, or the plain one that a traced value stands for."""
+    while hasattr(value, "__culux_value__"):
+        value = value.__culux_value__
+    return value
 
 
 def refuse_arrays(owner: str, name: str, value: Any) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 from culux import tree
 from culux.backends import Backend, Memory, Place, backend_of, get_backend, installed, is_array
 from culux.backends.registry import mixed_message
-from culux.devices.leaves import check_not_layer, float_dtype, move, untraced
+from culux.core.fields import untraced
+from culux.devices.leaves import check_not_layer, float_dtype, move
 from culux.errors import DeviceError, DTypeError, describe
 
 __all__ = ["Device", "cpu_device", "device", "get_device", "gpu_device", "synchronize"]

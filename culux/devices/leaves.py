@@ -14,7 +14,7 @@ from culux.backends.dtypes import float_dtype
 from culux.core import StatefulLayer
 from culux.errors import DifferentiationError, DTypeError, LayerError, describe
 
-__all__ = ["as_array", "check_not_layer", "float_dtype", "move", "to_numpy", "untraced"]
+__all__ = ["as_array", "check_not_layer", "float_dtype", "move", "to_numpy"]
 
 _PASSED = (Number, str, bytes, np.generic)
 _NOT_NUMBERS = frozenset("OSUMm")
@@ -67,13 +67,6 @@ def check_not_layer(path: str, leaf: Any) -> None:
             f"{_at(path)}expected arrays, got the layer {type(leaf).__name__}; a layer holds no arrays:"
             " move its parameters and states, ps, st = device(ps), device(st)"
         )
-
-
-def untraced(value: Any) -> Any:
-    """The value itself, or the plain one that a traced value stands for."""
-    while hasattr(value, "__culux_value__"):
-        value = value.__culux_value__
-    return value
 
 
 def move(path: str, leaf: Any, target: Backend, index: int, dtype: np.dtype[Any] | None) -> Any:

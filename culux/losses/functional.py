@@ -13,7 +13,7 @@ from culux.backends.registry import namespace_of
 from culux.errors import DTypeError, LayerError, ShapeError, describe, nearest
 from culux.nn import log_softmax, one_hot
 from culux.nn.fused import require_float
-from culux.nn.softmax import reduced_cross_entropy, require_classes, require_integers
+from culux.nn.softmax import reduced, reduced_cross_entropy, require_classes, require_integers
 
 __all__ = ["binary_cross_entropy", "cross_entropy", "hinge", "huber", "mae", "mse", "negative_log_likelihood"]
 
@@ -156,7 +156,7 @@ def binary_cross_entropy(
     if pos_weight is not None:
         positive = positive * _beside(pos_weight, logits)
     losses = labels * positive + (1 - labels) * negative
-    return _reduced(losses if weight is None else losses * _beside(weight, logits), reduction)
+    return reduced(losses if weight is None else losses * _beside(weight, logits), reduction)
 
 
 def mse(y_hat: Array, y: Array, *, reduction: str = "mean") -> Array:
@@ -174,7 +174,7 @@ def mse(y_hat: Array, y: Array, *, reduction: str = "mean") -> Array:
     """
     _check_same_shape("mse", y_hat, y, reduction)
     residual = y_hat - y
-    return _reduced(residual * residual, reduction)
+    return reduced(residual * residual, reduction)
 
 
 def mae(y_hat: Array, y: Array, *, reduction: str = "mean") -> Array:
@@ -191,7 +191,7 @@ def mae(y_hat: Array, y: Array, *, reduction: str = "mean") -> Array:
         LayerError: for an unknown reduction.
     """
     _check_same_shape("mae", y_hat, y, reduction)
-    return _reduced(cnp.abs(y_hat - y), reduction)
+    return reduced(cnp.abs(y_hat - y), reduction)
 
 
 def huber(y_hat: Array, y: Array, *, delta: float = 1.0, reduction: str = "mean") -> Array:
@@ -215,7 +215,7 @@ def huber(y_hat: Array, y: Array, *, delta: float = 1.0, reduction: str = "mean"
         raise LayerError(f"huber: expected delta > 0, got {delta}")
     residual = y_hat - y
     clipped = cnp.clip(residual, -delta, delta)  # c * (r - c / 2) is both branches
-    return _reduced(clipped * (residual - 0.5 * clipped), reduction)
+    return reduced(clipped * (residual - 0.5 * clipped), reduction)
 
 
 def hinge(y_hat: Array, y: Array, *, reduction: str = "mean") -> Array:
@@ -234,17 +234,13 @@ def hinge(y_hat: Array, y: Array, *, reduction: str = "mean") -> Array:
     _check_same_shape("hinge", y_hat, y, reduction)
     if _is_integer(y):
         y = y.astype(stop_gradient(y_hat).dtype)
-    return _reduced(cnp.maximum(1 - y * y_hat, 0.0), reduction)
+    return reduced(cnp.maximum(1 - y * y_hat, 0.0), reduction)
 
 
 def _log(p: Array) -> Array:
     """``log(p)``, -100 at 0, where the gradient is 0."""
     positive = p > 0
     return cnp.where(positive, cnp.log(cnp.where(positive, p, 1.0)), -100.0)
-
-
-def _reduced(losses: Array, reduction: str) -> Array:
-    return losses if reduction == "none" else cnp.mean(losses) if reduction == "mean" else cnp.sum(losses)
 
 
 def _check_reduction(name: str, reduction: str, prediction: Array, examples: tuple[int, ...]) -> None:
@@ -260,7 +256,7 @@ def _check_reduction(name: str, reduction: str, prediction: Array, examples: tup
 def _mean_of_kept(losses: Array, labels: Array, ignore_index: int | None, reduction: str) -> Array:
     """The reduction of losses that are 0 where labels are ignored: those do not count in the mean."""
     if ignore_index is None or reduction != "mean":
-        return _reduced(losses, reduction)
+        return reduced(losses, reduction)
     return cnp.sum(losses) / (labels != ignore_index).astype(losses.dtype).sum()
 
 

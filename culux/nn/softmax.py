@@ -18,6 +18,7 @@ __all__ = [
     "log_softmax",
     "logsumexp",
     "one_hot",
+    "reduced",
     "reduced_cross_entropy",
     "require_classes",
     "require_integers",
@@ -195,7 +196,7 @@ def reduced_cross_entropy(
         require_float(f"{name} with labels of the logits' shape", labels)
         if ignore_index is not None:
             raise LayerError("ignore_index is for integer labels; these are probabilities")
-        return _reduced(_cross_entropy(logits, labels, smoothing=label_smoothing), reduction)
+        return reduced(_cross_entropy(logits, labels, smoothing=label_smoothing), reduction)
     expected = (shape[0], *shape[2:])
     if labels_shape != expected:
         raise ShapeError(f"expected labels of shape {expected}, or probabilities of shape {shape}, got {labels_shape}")
@@ -206,7 +207,8 @@ def reduced_cross_entropy(
     )
 
 
-def _reduced(losses: Array, reduction: str) -> Array:
+def reduced(losses: Array, reduction: str) -> Array:
+    """The losses themselves ("none"), their mean or their sum."""
     return losses if reduction == "none" else cnp.mean(losses) if reduction == "mean" else cnp.sum(losses)
 
 
@@ -276,12 +278,12 @@ def _sparse_cross_entropy(
     dtype = _dtype_name(wide)
     targets = _smoothed(xp.moveaxis(one_hot(labels, logits.shape[1], dtype), -1, 1), smoothing)
     if ignore_index is None:
-        return narrow(_reduced(_cross_entropy(wide, targets, smoothing=0), reduction), logits)
+        return narrow(reduced(_cross_entropy(wide, targets, smoothing=0), reduction), logits)
     kept = backend_of(labels).astype(labels != ignore_index, dtype)
     losses = _cross_entropy(wide, targets * xp.expand_dims(kept, axis=1), smoothing=0)
     if reduction == "mean":
         return narrow(cnp.sum(losses) / cnp.sum(kept), logits)
-    return narrow(_reduced(losses, reduction), logits)
+    return narrow(reduced(losses, reduction), logits)
 
 
 def _dtype_name(x: Array) -> str:

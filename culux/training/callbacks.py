@@ -48,12 +48,8 @@ class Callback:
         """Take up what `state` returned; called at the start of each `fit`, with ``{}`` for a new run."""
 
 
-class CSVLogger(Callback):
-    """The history as a CSV file, whole after each epoch.
-
-    Args:
-        path: the file.
-    """
+class _Writer(Callback):
+    """Writes a file."""
 
     def __init__(self, path: _Path) -> None:
         self.path = path
@@ -61,6 +57,14 @@ class CSVLogger(Callback):
     def on_fit_start(self, run: Run) -> None:
         """Make the file's folder, or say before the first step that it cannot be made."""
         make_folder(self.path)
+
+
+class CSVLogger(_Writer):
+    """The history as a CSV file, whole after each epoch.
+
+    Args:
+        path: the file.
+    """
 
     def on_epoch_end(self, run: Run) -> None:
         """Write the file anew: a resumed run has no rows twice."""
@@ -73,19 +77,12 @@ class CSVLogger(Callback):
         write_whole(self.path, text.getvalue().encode())
 
 
-class JSONLinesLogger(Callback):
+class JSONLinesLogger(_Writer):
     """The history as a file of JSON lines, whole after each epoch; NaN and infinities are null.
 
     Args:
         path: the file.
     """
-
-    def __init__(self, path: _Path) -> None:
-        self.path = path
-
-    def on_fit_start(self, run: Run) -> None:
-        """Make the file's folder, or say before the first step that it cannot be made."""
-        make_folder(self.path)
 
     def on_epoch_end(self, run: Run) -> None:
         """Write the file anew: a resumed run has no rows twice."""
@@ -174,7 +171,7 @@ class EarlyStopping(_Monitor):
         self.waited = state.get("waited", 0)
 
 
-class BestCheckpoint(_Monitor):
+class BestCheckpoint(_Writer, _Monitor):
     """Saves the train state whenever a column of the history is the best so far.
 
     ``culux.serialization.load(path, like=ts)`` gives it back.
@@ -186,12 +183,8 @@ class BestCheckpoint(_Monitor):
     """
 
     def __init__(self, path: _Path, monitor: str = "val_loss", mode: str = "min") -> None:
-        super().__init__(monitor, mode, 0.0)
-        self.path = path
-
-    def on_fit_start(self, run: Run) -> None:
-        """Make the file's folder, or say before the first step that it cannot be made."""
-        make_folder(self.path)
+        _Writer.__init__(self, path)
+        _Monitor.__init__(self, monitor, mode, 0.0)
 
     def on_epoch_end(self, run: Run) -> None:
         """Save the train state where the last row is the best."""
