@@ -78,17 +78,17 @@ class Tree(dict[str, Any]):
             new[name] = new[name].replace({rest: value}) if rest else as_tree(value)
         return trusted(new)
 
-    def __or__(self, other: Mapping[str, Any]) -> Tree:  # type: ignore[override]
+    def __or__(self, other: Mapping[str, Any]) -> Tree:  # type: ignore[override]  # a Tree, where dict gives a dict
         return Tree({**self, **other})
 
-    def __ror__(self, other: Mapping[str, Any]) -> Tree:  # type: ignore[override]
+    def __ror__(self, other: Mapping[str, Any]) -> Tree:  # type: ignore[override]  # a Tree, where dict gives a dict
         return Tree({**other, **self})
 
     def copy(self) -> Tree:
         """The Tree itself: it cannot change."""
         return self
 
-    def __hash__(self) -> int:  # type: ignore[override]
+    def __hash__(self) -> int:  # type: ignore[override]  # a dict has none: it can change
         return hash(frozenset(self.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -84,9 +84,12 @@ def _cupy_kernel(self: Tracer, kernel: Any, *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-Tracer.__array_ufunc__ = _array_ufunc  # type: ignore[attr-defined]
-Tracer.__array_function__ = _array_function  # type: ignore[attr-defined]
-Tracer.__cupy_override_elementwise_kernel__ = _cupy_kernel  # type: ignore[attr-defined]
+for _name, _protocol in {
+    "__array_ufunc__": _array_ufunc,
+    "__array_function__": _array_function,
+    "__cupy_override_elementwise_kernel__": _cupy_kernel,
+}.items():
+    setattr(Tracer, _name, _protocol)
 
 
 def _no_rule(name: str) -> str:

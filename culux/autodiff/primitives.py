@@ -92,7 +92,7 @@ def _make(portable: Callable[..., Any], composite: bool) -> Primitive:
     result = cast(Primitive, call)
     result.operation = operation
     result.rule = rule  # type: ignore[method-assign]  # attributes of a function
-    result.implementation = implementation  # type: ignore[method-assign]
+    result.implementation = implementation  # type: ignore[method-assign]  # attributes of a function
     return result
 
 

@@ -123,7 +123,7 @@ class CupyBackend:
     def to_host(self, array: Array) -> np.ndarray:
         """A copy on the host; waits for the work on the array's device and current stream."""
         with array.device:
-            return cupy.asnumpy(array)  # type: ignore[no-any-return]
+            return cupy.asnumpy(array)  # type: ignore[no-any-return]  # CuPy is untyped
 
     def move(self, array: Array, index: int) -> Array:
         """A copy on another device; the same object where it already is."""

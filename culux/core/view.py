@@ -26,6 +26,11 @@ class View:
 
     __slots__ = ("_layer", "_name", "_parent", "_ps", "_states")
 
+    _parent: View | None
+    _name: str | None
+    _ps: Tree
+    _states: Tree
+
     def __init__(self, layer: Any, ps: Tree, st: Tree, parent: View | None = None, name: str | None = None) -> None:
         set_slot = object.__setattr__
         set_slot(self, "_layer", layer)
@@ -39,8 +44,8 @@ class View:
         """The states as they are now; a child's live in its parent's."""
         parent = self._parent
         if parent is None:
-            return self._states  # type: ignore[no-any-return]
-        return parent._st if self._name is None else parent._st[self._name]  # type: ignore[no-any-return]
+            return self._states
+        return parent._st if self._name is None else parent._st[self._name]
 
     def _keep(self, st: Tree) -> None:
         parent = self._parent
@@ -137,7 +142,7 @@ class StatefulLayer(View):
     @property
     def ps(self) -> Tree:
         """The parameters."""
-        return self._ps  # type: ignore[no-any-return]
+        return self._ps
 
     @property
     def st(self) -> Tree:

@@ -56,7 +56,7 @@ class DeviceIterator:
         return batch if type(batch) is tuple and all(map(_is_on_host, batch)) else self.device(batch)
 
     def __len__(self) -> int:
-        return len(self.iterable)  # type: ignore[arg-type]
+        return len(self.iterable)  # type: ignore[arg-type]  # a TypeError where it has none
 
     def __repr__(self) -> str:
         return f"DeviceIterator({self.device!r}, {self.iterable!r})"

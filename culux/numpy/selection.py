@@ -60,7 +60,7 @@ def _(needs: tuple[bool, ...], x: Array, low: Any, high: Any) -> tuple[Array, Pu
     def pullback(dy: Array) -> tuple[Any, Any, Any]:
         above = False if high is None else (x > high) if low is None else (x > high) | (low > high)
         below = False if low is None else (x < low) & (above == False)  # noqa: E712 (also for bool)
-        inside = (above | below) == False  # noqa: E712
+        inside = (above | below) == False  # noqa: E712 (also for bool)
         return (
             fit(masked(dy, inside), x) if needs[0] else None,
             fit(masked(dy, below), low) if needs[1] else None,

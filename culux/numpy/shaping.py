@@ -245,7 +245,8 @@ def pad(array: Array, pad_width: Any, mode: str = "constant", *, constant_values
     xp = backend_of(plain(array)).xp
     for axis, (n, width) in enumerate(zip(array.shape, widths, strict=True)):
         if any(width):  # a border of copies is a reading of the array at padded indices
-            array = take(array, xp.asarray(np.pad(np.arange(n), width, mode=mode)), axis)  # type: ignore[call-overload]
+            places = np.pad(np.arange(n), width, mode=mode)  # type: ignore[call-overload]  # NumPy wants a literal
+            array = take(array, xp.asarray(places), axis)
     return array
 
 
