@@ -10,12 +10,15 @@ PY := $(VENV)/bin/python
 # uv where it is on PATH, else pip.
 INSTALL := $(if $(shell command -v uv 2>/dev/null),uv pip install --quiet --python $(PY),$(PY) -m pip install --quiet)
 
-.PHONY: help demo test test-slow lint format bench install-examples install-test install-dev clean
+.PHONY: help demo test test-slow kernels gpu coverage lint format bench install-examples install-test install-dev clean
 
 help:
 	@echo "make demo       install into $(VENV) and train on handwritten digits (examples/digits.py)"
 	@echo "make test       install what tests need and run them"
 	@echo "make test-slow  the tests that take long"
+	@echo "make kernels    the CUDA kernels without a GPU: compiled, emulated, checked; ends with their table"
+	@echo "make gpu        tests and benchmarks on this machine's GPU; leaves a table in bench/results"
+	@echo "make coverage   the lines of the backends and kernels that the tests run without a GPU"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make format     ruff format and the fixes that ruff can make"
 	@echo "make bench      the benchmarks"
@@ -33,6 +36,25 @@ test: install-test
 
 test-slow: install-test
 	$(PY) -m pytest -q -p no:benchmark -m slow $(PYTEST_ARGS)
+
+# One folder per run, so that the table shows what this run found.
+kernels: install-test
+	@rm -rf build/kernels && mkdir -p build/kernels
+	CULUX_KERNEL_REPORT=build/kernels $(PY) -m pytest -q -p no:benchmark -n $(WORKERS) --dist loadfile \
+		$(wildcard tests/test_kernel_*.py tests/test_cuda_*.py tests/test_nvrtc.py) $(PYTEST_ARGS)
+	$(PY) -m tests.kernel_table build/kernels
+
+# The sanitizers' builds and the compile gate run kernels, not lines of Python.
+coverage: install-test
+	$(PY) -m coverage run --source=culux/backends,culux/kernels -m pytest -q -p no:benchmark -m "not slow" \
+		$(filter-out %_gate.py,$(wildcard tests/test_kernel_*.py)) tests/test_catalogue.py tests/test_cublaslt.py \
+		tests/test_gemm.py tests/test_backends.py tests/test_cupy_backend.py tests/test_device*.py tests/test_tuning*.py \
+		tests/test_precision.py tests/test_random.py tests/test_cost.py tests/test_optim_gpu.py tests/test_main.py
+	$(PY) -m coverage report --show-missing --skip-covered
+
+# Needs NumPy, CuPy and pytest, and no network: the environment if there is one, else the Python on the PATH.
+gpu:
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m bench.gpu $(GPU_ARGS)
 
 lint: install-dev
 	$(PY) -m ruff check .

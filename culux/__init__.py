@@ -58,11 +58,15 @@ from culux.layers import BranchLayer as BranchLayer
 from culux.layers import Chain as Chain
 from culux.layers import Dense as Dense
 from culux.layers import Dropout as Dropout
+from culux.layers import Embedding as Embedding
 from culux.layers import FlattenLayer as FlattenLayer
 from culux.layers import LayerNorm as LayerNorm
+from culux.layers import MaxPool as MaxPool
+from culux.layers import MeanPool as MeanPool
 from culux.layers import NoOpLayer as NoOpLayer
 from culux.layers import Parallel as Parallel
 from culux.layers import ReshapeLayer as ReshapeLayer
+from culux.layers import RMSNorm as RMSNorm
 from culux.layers import Scale as Scale
 from culux.layers import SelectDim as SelectDim
 from culux.layers import SkipConnection as SkipConnection

@@ -18,6 +18,7 @@ __all__ = [
     "CuluxError",
     "DTypeError",
     "DeviceError",
+    "DeviceMemoryError",
     "DifferentiationError",
     "EntryError",
     "FrozenError",
@@ -48,6 +49,10 @@ class DTypeError(CuluxError, TypeError):
 
 class DeviceError(CuluxError, RuntimeError):
     """A device that is not there, or arrays of two devices in one call."""
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """Memory of a device, or of the host, that ran out."""
 
 
 class DifferentiationError(CuluxError, TypeError):

@@ -16,9 +16,10 @@ import numpy as np
 from culux.backends import Array, Backend, backend_of
 from culux.core.fields import untraced
 from culux.errors import DTypeError, LayerError, describe
+from culux.kernels import philox
 from culux.tree import Tree
 
-__all__ = ["advance", "dropout_mask", "implementation", "rng_state", "uniform"]
+__all__ = ["advance", "check_state", "dropout_mask", "implementation", "rng_state", "uniform"]
 
 Draw = Callable[[Array, Array, int, np.dtype[Any]], tuple[Array, Array]]
 """``draw(key, counter, n, dtype) -> (uniform numbers [n], counter after them)``, all on one device."""
@@ -87,7 +88,7 @@ def uniform(
         raise DTypeError(
             f"expected float32 or float64, got {kind}; draw float32 and convert (a smaller dtype rounds up to 1)"
         )
-    _check_state(state)
+    check_state(state)
     sizes = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     backend = backend_of(state.key, state.counter)
     draw = _implementations.get(backend.name, _draw_on_host)
@@ -138,7 +139,8 @@ def _there(numbers: Array, like: Array) -> Array:
     return target.from_host(source.to_host(numbers), target.place_of(array).index)
 
 
-def _check_state(state: Tree) -> None:
+def check_state(state: Tree) -> None:
+    """Raise a `DTypeError` where `state` is no random state, ``Tree(key=uint64[2], counter=uint64[4])``."""
     for name, words in (("key", 2), ("counter", 4)):
         array = state[name]
         if getattr(array, "shape", None) != (words,) or str(array.dtype).rpartition(".")[2] != "uint64":
@@ -146,3 +148,6 @@ def _check_state(state: Tree) -> None:
                 f"expected a random state Tree(key=uint64[2], counter=uint64[4]), got {name} = {describe(array)};"
                 " make one with culux.random.rng_state"
             )
+
+
+implementation("cupy")(philox.uniform)

@@ -208,7 +208,7 @@ def test_the_cuda_expressions_compute_the_same(T, tmp_path):
     compiler = requires("compiler")
     lines = ["#include <cmath>", "using namespace std;", f"typedef {T} T;", 'extern "C" {']
     for i, record in enumerate(EVERY):
-        forward, derivative = record.cuda()
+        _, forward, derivative, _ = record.cuda()
         lines += [f"T f{i}(T x) {{ return {forward}; }}", f"T d{i}(T x, T y) {{ return {derivative}; }}"]
     source, library = tmp_path / "activations.cpp", tmp_path / "activations.so"
     source.write_text("\n".join([*lines, "}"]))

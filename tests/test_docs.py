@@ -10,6 +10,8 @@ import pytest
 from sybil import Document
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
+from tests.support import FINDERS
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -19,7 +21,7 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 def test_code_blocks_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     document = Document.parse(str(path), PythonCodeBlockParser(), SkipParser())
-    document.namespace.update(has_torch=HAS_TORCH)
+    document.namespace.update(has_torch=HAS_TORCH, has_compiler=FINDERS["compiler"]() is not None)
     examples = list(document)
     assert examples, f"{path.name} has no Python blocks"
     skipped = []

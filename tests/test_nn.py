@@ -85,7 +85,7 @@ def test_only_wanted_cotangents_are_computed(activation):
         _, pullback = _dense.operation.vjp_rule(needs, x, weight, bias, activation=activation)
         assert tuple(g is not None for g in pullback(np.ones((3, 4)))) == needs
         _, pullback = _normalize_batch.operation.vjp_rule(
-            needs, x, bias[:2], bias[2:], epsilon=1, activation=activation, statistics=[]
+            needs, x, bias[:2], bias[2:], epsilon=1, activation=activation, running=None
         )
         assert tuple(g is not None for g in pullback(np.ones((3, 2)))) == needs
 
@@ -93,7 +93,7 @@ def test_only_wanted_cotangents_are_computed(activation):
 def test_pullbacks_keep_nothing_alive_that_they_do_not_read():
     x, scale, bias = normal(4, 3), normal(3), normal(3)
     y, normalized_back = _normalize_batch.operation.vjp_rule(
-        (True, True, True), x, scale, bias, epsilon=1, activation=nn.relu, statistics=[]
+        (True, True, True), x, scale, bias, epsilon=1, activation=nn.relu, running=None
     )
     z, dense_back = _dense.operation.vjp_rule((True, True, True), y, normal(2, 3), None, activation=nn.identity)
     output, batch = weakref.ref(z.base), weakref.ref(x)

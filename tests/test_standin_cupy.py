@@ -199,6 +199,18 @@ def test_a_read_without_the_event_of_the_write_is_a_race():
         x += 1  # the host has waited for the reader
 
 
+@pytest.mark.parametrize("name", ["copyto", "put_along_axis"])
+def test_functions_that_write_an_array_are_writes(name):
+    x, index = standin.ones(3), standin.zeros(3, int)
+    args = (x, 2.0) if name == "copyto" else (x, index, 2.0, 0)
+    side = standin.cuda.Stream(non_blocking=True)
+    side.wait_event(standin.cuda.get_current_stream().record())
+    with side:
+        getattr(standin, name)(*args)
+    with pytest.raises(standin.StreamRace, match="reads memory that stream"):
+        x + 1
+
+
 def test_a_copy_happens_when_it_is_waited_for():
     side = standin.cuda.Stream(non_blocking=True)
     source = np.ones(2, np.uint8)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast, overload
 
 from culux.autodiff.tracer import Operation, Pullback, Rule, Tracer, plain
-from culux.backends.registry import backend_of, is_mixed, mixed_message
+from culux.backends.registry import backend_of, is_mixed, mixed_message, out_of_memory
 from culux.errors import CuluxError, DeviceError, DifferentiationError, describe
 
 __all__ = ["Primitive", "custom_gradient", "primitive"]
@@ -75,7 +75,7 @@ def _make(portable: Callable[..., Any], composite: bool) -> Primitive:
                 return operation.implementations.get(name, portable)(*args, **static)
             return portable(*args, **static)
         except Exception as error:
-            explain_mixed(operation, args, error)
+            explain(operation, args, error)
             raise
 
     def rule(function: Rule) -> Rule:
@@ -96,11 +96,13 @@ def _make(portable: Callable[..., Any], composite: bool) -> Primitive:
     return result
 
 
-def explain_mixed(operation: Operation, args: tuple[Any, ...], error: Exception) -> None:
-    """Turn an array library's complaint about foreign arrays into a `DeviceError` that names both."""
+def explain(operation: Operation, args: tuple[Any, ...], error: Exception) -> None:
+    """Turn an array library's complaint about foreign arrays, or memory, into one that names the operation."""
     if isinstance(error, CuluxError):
         return
     values = [plain(a) for a in args]
+    if isinstance(error, MemoryError):
+        raise out_of_memory(operation.name, values, error) from error
     if is_mixed(values):
         names = tuple(inspect.signature(operation.portable).parameters)
         raise DeviceError(f"{operation.name}: {mixed_message(values, names)}") from error

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 
 from culux.autodiff.tracer import Operation, Pullback, Trace, Tracer
 from culux.backends import Array
+from culux.backends.registry import out_of_memory
+from culux.errors import CuluxError
 
 __all__ = ["ReverseTrace", "backward"]
 
@@ -112,24 +114,31 @@ def backward(tape: list[Entry], seeds: Iterable[tuple[int, Array]], inputs: int,
         last = max(last, position)
     if once:
         del tape[last + 1 :]
-    pop = tape.pop if once else tape.__getitem__
-    for position in range(last, inputs - 1, -1):
-        entry = pop(position)
-        dy = cotangents[position]
-        if dy is None:
-            continue
-        cotangents[position] = None
-        if len(entry) == 2:
-            pullback, parent = entry
-            cotangent = pullback(dy)
-            if type(cotangent) is tuple:
-                (cotangent,) = cotangent
-            if cotangent is not None:
-                held = cotangents[parent]
-                cotangents[parent] = cotangent if held is None else held + cotangent
-            continue
-        for parent, cotangent in zip(entry[1:], entry[0](dy), strict=True):
-            if cotangent is not None and parent >= 0:
-                held = cotangents[parent]
-                cotangents[parent] = cotangent if held is None else held + cotangent
+    take = tape.pop if once else tape.__getitem__
+    entry = _INPUT
+    try:
+        for position in range(last, inputs - 1, -1):
+            entry = take(position)
+            dy = cotangents[position]
+            if dy is None:
+                continue
+            cotangents[position] = None
+            if len(entry) == 2:
+                pullback, parent = entry
+                cotangent = pullback(dy)
+                if type(cotangent) is tuple:
+                    (cotangent,) = cotangent
+                if cotangent is not None:
+                    held = cotangents[parent]
+                    cotangents[parent] = cotangent if held is None else held + cotangent
+                continue
+            for parent, cotangent in zip(entry[1:], entry[0](dy), strict=True):
+                if cotangent is not None and parent >= 0:
+                    held = cotangents[parent]
+                    cotangents[parent] = cotangent if held is None else held + cotangent
+    except MemoryError as error:
+        if isinstance(error, CuluxError):
+            raise
+        module = getattr(entry[0], "func", entry[0]).__module__  # a partial's is its function's
+        raise out_of_memory(f"the backward pass of {module}", cotangents, error) from error
     return cotangents[:inputs]

@@ -13,6 +13,7 @@ from culux.autodiff.foreign import explain_foreign
 from culux.autodiff.tape import ReverseTrace, backward
 from culux.autodiff.tracer import Tracer, plain
 from culux.backends import is_array, is_float_array
+from culux.backends.counting import note_saved
 from culux.backends.registry import namespace_of
 from culux.errors import CuluxError, DifferentiationError, ShapeError, describe
 
@@ -204,6 +205,7 @@ def _trace(f: Callable[..., Any], args: tuple[Any, ...], has_aux: bool) -> tuple
     with ReverseTrace() as trace:
         inputs = [_Input(trace, arg, i, len(args)) for i, arg in enumerate(args)]
         result = _call(f, [entry.traced for entry in inputs])
+    note_saved(trace.tape)
     if not has_aux:
         return trace, inputs, result, None
     result, aux = _value_and_aux(result)

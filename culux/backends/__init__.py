@@ -4,6 +4,7 @@ from culux.backends.base import Array as Array
 from culux.backends.base import Backend as Backend
 from culux.backends.base import Memory as Memory
 from culux.backends.base import Place as Place
+from culux.backends.base import Timer as Timer
 from culux.backends.base import Upload as Upload
 from culux.backends.precision import current_matmul_precision as current_matmul_precision
 from culux.backends.precision import matmul_precision as matmul_precision

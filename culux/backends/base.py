@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-__all__ = ["Array", "Backend", "Memory", "Place", "Upload"]
+__all__ = ["Array", "Backend", "Memory", "Place", "Timer", "Upload"]
 
 Array: TypeAlias = Any
 """An array of a registered backend, or a traced one: shape, dtype and operators as NumPy has them."""
@@ -58,6 +58,22 @@ class Upload(Protocol):
 
     def close(self) -> None:
         """Wait on the host until no copy is under way; to be called before the object is dropped."""
+        ...
+
+
+class Timer(Protocol):
+    """Times work on one device, so that `culux.kernels.tuning` can choose between implementations."""
+
+    device: str
+    """The device's name, e.g. ``"NVIDIA H100 80GB HBM3"``."""
+    versions: Mapping[str, str]
+    """The versions that the times depend on beside culux's own, by name."""
+
+    def elapsed(self, run: Callable[[], object], repeats: int) -> float | None:
+        """Microseconds that one of `repeats` calls of `run` takes on the device's current stream.
+
+        None where nothing can be timed because the stream is being captured; `run` is not called then.
+        """
         ...
 
 
@@ -138,6 +154,18 @@ class Backend(Protocol):
         """A context in which float32 matrix products compute in ``"float32"`` or in ``"tf32"``."""
         ...
 
+    def empty(self, like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A new array of any content, on the device of `like`."""
+        ...
+
+    def contiguous(self, array: Array) -> Array:
+        """The array in row-major order without gaps, on its device; a copy where it is not so."""
+        ...
+
+    def allocations(self, note: Callable[[int], None]) -> AbstractContextManager[Any]:
+        """A context in which `note` gets the bytes of every allocation on the devices, where these are known."""
+        ...
+
     def compile(self, source: str, name: str, options: Sequence[str] = ()) -> Any:
         """A raw CUDA kernel of this source; KernelError where the backend runs none."""
         ...
@@ -146,4 +174,12 @@ class Backend(Protocol):
         self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared: int = 0
     ) -> None:
         """Launch a compiled kernel on the current stream; an empty grid launches nothing."""
+        ...
+
+    def shared_limit(self, index: int) -> int:
+        """Bytes of shared memory that a block may have on a device; KernelError where the backend runs no kernels."""
+        ...
+
+    def timer(self, index: int) -> Timer:
+        """What times work on a device; KernelError where the backend runs no kernels."""
         ...

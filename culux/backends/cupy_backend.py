@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,10 +12,14 @@ import cupyx
 import numpy as np
 
 from culux.backends.base import Array, Memory, Place
+from culux.backends.checks import synchronized
+from culux.backends.counting import note_launch, note_transfer
 from culux.errors import DeviceError, DTypeError, KernelError
 
-__all__ = ["CupyBackend", "CupyUpload", "backend"]
+__all__ = ["CupyBackend", "CupyTimer", "CupyUpload", "backend"]
 
+DEFAULT_SHARED = 48 * 1024  # bytes of dynamic shared memory that a kernel may have without asking
+FIRST_WITH_TF32 = 80  # compute capability; below, CuPy warns
 _COMPUTE_TYPES = {"float32": 1, "tf32": 7}  # CuPy's COMPUTE_TYPE_DEFAULT and COMPUTE_TYPE_TF32
 
 
@@ -46,6 +50,7 @@ class CupyUpload:
 
     def start(self) -> Array:
         """The staged bytes on the device; to be read only after `wait`."""
+        note_transfer("to device", self._staged.nbytes)
         with self._device:
             target = cupy.empty(self._staged.nbytes, np.uint8)
             self._free.record(cupy.cuda.get_current_stream())
@@ -64,18 +69,55 @@ class CupyUpload:
         self._stream.synchronize()
 
 
-class _Template:
-    """An instance of a kernel template, as lazy as a RawKernel: looked up, and so compiled, when launched."""
+class CupyTimer:
+    """A `Timer`: events on the current stream of one device."""
 
-    def __init__(self, source: str, name: str, options: tuple[str, ...]) -> None:
-        self._module = cupy.RawModule(code=source, options=("-std=c++17", *options), name_expressions=(name,))
-        self._name = name
-        self._kernel: Any = None
+    def __init__(self, index: int) -> None:
+        runtime = cupy.cuda.runtime
+        self._device = cupy.cuda.Device(index)
+        self.device: str = runtime.getDeviceProperties(index)["name"].decode()
+        self.versions: Mapping[str, str] = {
+            "cuda": _dotted(runtime.runtimeGetVersion()),
+            "driver": _dotted(runtime.driverGetVersion()),
+        }
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        if self._kernel is None:
-            self._kernel = self._module.get_function(self._name)
-        self._kernel(*args, **kwargs)
+    def elapsed(self, run: Callable[[], object], repeats: int) -> float | None:
+        """Microseconds of one of `repeats` calls, the host's time included where the device waits for it."""
+        with self._device:
+            stream = cupy.cuda.get_current_stream()
+            if stream.is_capturing():
+                return None
+            start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+            start.record(stream)
+            for _ in range(repeats):
+                run()
+            stop.record(stream)
+            stop.synchronize()
+            return float(cupy.cuda.get_elapsed_time(start, stop)) * 1000 / repeats
+
+
+def _dotted(number: int) -> str:
+    """A version of CUDA as people write it: 12090 is 12.9."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+class _Kernel:
+    """A kernel of a module, as lazy as the module: looked up, and so compiled, when launched."""
+
+    def __init__(self, module: Any, name: str) -> None:
+        self.name = name
+        self._module = module
+        self._function: Any = None
+        self._shared: dict[int, int] = {}
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared: int) -> None:
+        if self._function is None:
+            self._function = self._module.get_function(self.name)
+        if shared > DEFAULT_SHARED:  # to be asked for on each device
+            device = cupy.cuda.runtime.getDevice()
+            if shared > self._shared.get(device, 0):
+                self._function.max_dynamic_shared_size_bytes = self._shared[device] = shared
+        self._function(grid, block, args, shared_mem=shared)
 
 
 class CupyBackend:
@@ -91,6 +133,9 @@ class CupyBackend:
 
     def __init__(self) -> None:
         self._count = _usable_devices()
+        self._modules: dict[tuple[str, tuple[str, ...], str | None], Any] = {}
+        self._timers: dict[int, CupyTimer] = {}
+        self._shared_limits: dict[int, int] = {}
 
     def accepts(self, array: Array) -> bool:
         """Every CuPy array."""
@@ -114,6 +159,7 @@ class CupyBackend:
         As with ``cupy.asarray``, the host does not wait: page-locked memory may be written again only after
         the copy is done. Other host memory has been read when this returns.
         """
+        note_transfer("to device", array.nbytes)
         with self._device(index):
             try:
                 return cupy.asarray(array)
@@ -122,19 +168,27 @@ class CupyBackend:
 
     def to_host(self, array: Array) -> np.ndarray:
         """A copy on the host; waits for the work on the array's device and current stream."""
+        note_transfer("to host", array.nbytes)
         with array.device:
-            return cupy.asnumpy(array)  # type: ignore[no-any-return]  # CuPy is untyped
+            host: np.ndarray = cupy.asnumpy(array)
+        synchronized(self, array.data.device_id)
+        return host
 
     def move(self, array: Array, index: int) -> Array:
         """A copy on another device; the same object where it already is."""
         device = self._device(index)
         if array.data.device_id == index:
             return array
+        note_transfer("between devices", array.nbytes)
         # Streams of two devices know nothing of each other: the array must be complete before it leaves.
         with array.device:
             cupy.cuda.get_current_stream().synchronize()
         with device:
-            return array.copy()
+            copy = array.copy()
+            copied = cupy.cuda.get_current_stream().record()
+        with array.device:  # where the array's memory may be given to another one as soon as this returns
+            cupy.cuda.get_current_stream().wait_event(copied)
+        return copy
 
     def astype(self, array: Array, dtype: Any) -> Array:
         """The array in another dtype, on its device; the same object where it has it."""
@@ -144,6 +198,7 @@ class CupyBackend:
     def synchronize(self, index: int) -> None:
         """Wait for all work on a device."""
         self._device(index).synchronize()
+        synchronized(self, index)
 
     def memory(self, index: int) -> Memory:
         """Used and held by CuPy's default pool on a device; total: the device's memory."""
@@ -175,7 +230,7 @@ class CupyBackend:
     @contextlib.contextmanager
     def matmul_precision(self, name: str) -> Iterator[None]:
         """Float32 products with or without TF32, by CuPy's setting, of which there is one for the process."""
-        if not self.device_count():
+        if not self._count or (name == "tf32" and int(cupy.cuda.Device().compute_capability) < FIRST_WITH_TF32):
             yield
             return
         before = cupy._core.get_compute_type("float32")
@@ -185,10 +240,44 @@ class CupyBackend:
         finally:
             cupy._core.set_compute_type("float32", before)
 
+    def empty(self, like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A new array of any content, from the memory pool of the device of `like`."""
+        if self._count == 1:
+            return cupy.empty(shape, dtype)
+        with like.device:
+            return cupy.empty(shape, dtype)
+
+    def contiguous(self, array: Array) -> Array:
+        """The array in row-major order without gaps, on its device; a copy where it is not so."""
+        if array.flags.c_contiguous:
+            return array
+        note_launch("copy", (array,))
+        with array.device:
+            return cupy.ascontiguousarray(array)
+
+    def allocations(self, note: Callable[[int], None]) -> AbstractContextManager[Any]:
+        """A context in which `note` gets the bytes of everything that this thread asks of a memory pool."""
+
+        class Hook(cupy.cuda.MemoryHook):  # type: ignore[misc]  # CuPy is untyped
+            name = "culux"
+
+            def malloc_postprocess(self, *, size: int, mem_ptr: int, **others: Any) -> None:
+                if mem_ptr:  # 0 for one that failed
+                    note(size)
+
+        return Hook()
+
     def compile(self, source: str, name: str, options: Sequence[str] = ()) -> Any:
-        """A kernel of this source, built at its first launch; `name` may be a template's: ``f<float>``."""
-        kind = _Template if "<" in name else cupy.RawKernel
-        return kind(source, name, options=tuple(options))
+        """A kernel of this source, built at its first launch; `name` may be a template's: ``f<float>``.
+
+        The kernels of one source are compiled together, once.
+        """
+        template = name if "<" in name else None
+        key = (source, tuple(options), template)
+        if key not in self._modules:
+            asked = {} if template is None else {"name_expressions": (template,)}
+            self._modules[key] = cupy.RawModule(code=source, options=("-std=c++17", *options), **asked)
+        return _Kernel(self._modules[key], name)
 
     def launch(
         self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared: int = 0
@@ -196,16 +285,40 @@ class CupyBackend:
         """Launch on the current stream of the device that the first array is on.
 
         Raises:
-            KernelError: where the source does not compile; the compiler's log is the message.
+            KernelError: where the source does not compile, with the compiler's log, or the GPU refuses the launch.
         """
         if 0 in grid:
             return  # CuPy would raise it to one block
-        first = next((arg for arg in args if isinstance(arg, cupy.ndarray)), None)
-        with contextlib.nullcontext() if first is None else first.device:
-            try:
-                kernel(grid, block, tuple(args), shared_mem=shared)
-            except cupy.cuda.compiler.CompileException as error:
-                raise KernelError(f"a CUDA kernel does not compile:\n{error}") from error
+        note_launch(kernel.name, args)
+        try:
+            if self._count == 1:
+                kernel(grid, block, tuple(args), shared)
+            else:
+                first = next((arg for arg in args if isinstance(arg, cupy.ndarray)), None)
+                with contextlib.nullcontext() if first is None else first.device:
+                    kernel(grid, block, tuple(args), shared)
+        except cupy.cuda.compiler.CompileException as error:
+            architecture = cupy.cuda.Device().compute_capability
+            raise KernelError(f"kernel {kernel.name} does not compile for sm_{architecture}:\n{error}") from error
+        except cupy.cuda.driver.CUDADriverError as error:
+            raise KernelError(
+                f"kernel {kernel.name}: the launch with grid {grid}, block {block} and {shared} bytes of dynamic "
+                f"shared memory was refused: {error}"
+            ) from error
+
+    def shared_limit(self, index: int) -> int:
+        """Bytes of shared memory that a block may have on device `index`: 64 KiB to 227 KiB; asked for once."""
+        limit = self._shared_limits.get(index)
+        if limit is None:
+            limit = self._shared_limits[index] = self._device(index).attributes["MaxSharedMemoryPerBlockOptin"]
+        return limit
+
+    def timer(self, index: int) -> CupyTimer:
+        """What times work on device `index`, by events on its current stream; made once."""
+        if index not in self._timers:
+            self._device(index)
+            self._timers[index] = CupyTimer(index)
+        return self._timers[index]
 
     def _device(self, index: int) -> Any:
         if not 0 <= index < self._count:

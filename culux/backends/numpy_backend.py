@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
@@ -115,6 +115,18 @@ class NumpyBackend:
         """A null context: the host computes in full precision."""
         return contextlib.nullcontext()
 
+    def empty(self, like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A new array of any content."""
+        return np.empty(shape, dtype)
+
+    def contiguous(self, array: Array) -> Array:
+        """The array in row-major order without gaps."""
+        return np.ascontiguousarray(array)
+
+    def allocations(self, note: Callable[[int], None]) -> AbstractContextManager[Any]:
+        """A null context: NumPy does not tell."""
+        return contextlib.nullcontext()
+
     def compile(self, source: str, name: str, options: Sequence[str] = ()) -> NoReturn:
         """NumPy runs no CUDA kernels."""
         raise KernelError(f"the numpy backend cannot compile the CUDA kernel {name!r}; move the arrays to a GPU")
@@ -124,3 +136,13 @@ class NumpyBackend:
     ) -> NoReturn:
         """NumPy runs no CUDA kernels."""
         raise KernelError("the numpy backend cannot launch CUDA kernels; move the arrays to a GPU")
+
+    def shared_limit(self, index: int) -> NoReturn:
+        """NumPy runs no CUDA kernels."""
+        raise KernelError(
+            "the numpy backend has no CUDA kernels, and no shared memory for them; move the arrays to a GPU"
+        )
+
+    def timer(self, index: int) -> NoReturn:
+        """NumPy runs no CUDA kernels."""
+        raise KernelError("the numpy backend has no CUDA kernels to time; move the arrays to a GPU")

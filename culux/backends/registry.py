@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
 
-from culux.backends.base import Array, Backend
+from culux.backends.base import Array, Backend, Place
 from culux.backends.numpy_backend import SCALARS, NumpyBackend
-from culux.errors import DeviceError, describe
+from culux.errors import DeviceError, DeviceMemoryError, describe
 
 __all__ = ["array_namespace", "backend_of", "get_backend", "is_array", "is_float_array", "register_backend"]
 
@@ -138,6 +139,22 @@ def mixed_message(values: list[Any], names: tuple[str, ...] = ()) -> str:
         "expected all arrays on one device, got: "
         + ", ".join(parts)
         + "; move them together: device = culux.gpu_device(); ps, st, x = device(ps), device(st), device(x)"
+    )
+
+
+def out_of_memory(where: str, values: Iterable[Any], error: MemoryError) -> DeviceMemoryError:
+    """The error to raise for a library's own: what was computed, what was asked, and what is held."""
+    backend, array = next(((b, v) for v in values if (b := _lookup(v)) is not None), (_backends["numpy"], None))
+    place = Place("cpu") if array is None else backend.place_of(array)
+    memory = backend.memory(place.index)
+    amounts = [
+        f"{amount:,} bytes {what}"
+        for amount, what in ((memory.used, "in use"), (memory.held, "held"), (memory.total, "in all"))
+        if amount is not None
+    ]
+    return DeviceMemoryError(
+        f"{where}: out of memory on {place}: {error} There are {', '.join(amounts)}; "
+        "take smaller batches, or delete what is not needed any more"
     )
 
 

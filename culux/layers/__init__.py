@@ -12,5 +12,9 @@ from culux.layers.containers import Chain as Chain
 from culux.layers.containers import Parallel as Parallel
 from culux.layers.containers import SkipConnection as SkipConnection
 from culux.layers.dropout import Dropout as Dropout
+from culux.layers.embedding import Embedding as Embedding
 from culux.layers.normalize import BatchNorm as BatchNorm
 from culux.layers.normalize import LayerNorm as LayerNorm
+from culux.layers.normalize import RMSNorm as RMSNorm
+from culux.layers.pooling import MaxPool as MaxPool
+from culux.layers.pooling import MeanPool as MeanPool

@@ -26,7 +26,7 @@ from culux.nn.activation import ActivationLike
 from culux.nn.activations import identity
 from culux.tree import Tree, trusted
 
-__all__ = ["BatchNorm", "LayerNorm"]
+__all__ = ["BatchNorm", "LayerNorm", "RMSNorm"]
 
 
 class BatchNorm(Layer):
@@ -170,6 +170,62 @@ class LayerNorm(Layer):
         return y, st
 
 
+class RMSNorm(Layer):
+    """Division of each sample by its root mean square: ``y = scale * x / sqrt(mean(x**2) + epsilon)``.
+
+    The mean is taken over the trailing axes that `shape` names, in training and in test mode alike. Zhang and
+    Sennrich, "Root mean square layer normalization", 2019; the default of epsilon as torch has it.
+
+    Args:
+        shape: the lengths of the trailing axes; an int for one axis.
+        affine: whether there is a scale.
+        epsilon: what is added to the mean square; None for the machine epsilon of what is computed in, 2**-52 for
+            float64 and 2**-23 for the others.
+
+    Inputs:
+        x: ``(..., *shape)``.
+
+    Returns:
+        y of the shape of x, and the states as they were.
+
+    Parameters:
+        scale: `shape`, float32, ones, with `affine`.
+
+    States:
+        None.
+
+    Raises:
+        LayerError: for arguments that are none of these.
+        ShapeError: when called, for an `x` with other trailing axes.
+    """
+
+    shape: int | tuple[int, ...]
+    _: KW_ONLY
+    affine: bool = True
+    epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        as_shape("RMSNorm", self.shape)
+        if self.epsilon is not None:
+            _check_epsilon("RMSNorm", self.epsilon)
+
+    def initial_parameters(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        """The scale."""
+        return {"scale": np.ones(as_shape("RMSNorm", self.shape), np.float32)} if self.affine else {}
+
+    def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The input's."""
+        check_trailing(input_shape, as_shape("RMSNorm", self.shape))
+        return input_shape
+
+    def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
+        """Normalise over the trailing axes."""
+        shape = (self.shape,) if isinstance(self.shape, int) else self.shape
+        check_trailing(shape_of(x), shape)
+        scale = check_parameter(ps, "scale", shape) if self.affine else None
+        return nn.rmsnorm(x, scale, ndim=len(shape), epsilon=self.epsilon), st
+
+
 def _affine(affine: bool, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     return {"scale": np.ones(shape, np.float32), "bias": np.zeros(shape, np.float32)} if affine else {}
 
@@ -179,5 +235,9 @@ def _check_arguments(call: str, layer: BatchNorm | LayerNorm) -> None:
     name = type(layer).__name__
     flag = f"scale and bias are switched by {call}, affine={{}})"
     check_activation(name, layer.activation, flag=flag, number=f"epsilon is a keyword: {call}, epsilon={{}})")
-    if isinstance(layer.epsilon, bool) or not isinstance(layer.epsilon, int | float) or layer.epsilon < 0:
-        raise LayerError(f"{name}: expected epsilon to be a number >= 0, got {describe(layer.epsilon)}")
+    _check_epsilon(name, layer.epsilon)
+
+
+def _check_epsilon(name: str, epsilon: float) -> None:
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or epsilon < 0:
+        raise LayerError(f"{name}: expected epsilon to be a number >= 0, got {describe(epsilon)}")

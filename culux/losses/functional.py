@@ -12,8 +12,9 @@ from culux.backends import Array, backend_of
 from culux.backends.registry import namespace_of
 from culux.errors import DTypeError, LayerError, ShapeError, describe, nearest
 from culux.nn import log_softmax, one_hot
+from culux.nn.cross_entropy import reduced, reduced_cross_entropy, require_classes
 from culux.nn.fused import require_float
-from culux.nn.softmax import reduced, reduced_cross_entropy, require_classes, require_integers
+from culux.nn.softmax import require_integers
 
 __all__ = ["binary_cross_entropy", "cross_entropy", "hinge", "huber", "mae", "mse", "negative_log_likelihood"]
 

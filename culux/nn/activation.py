@@ -13,6 +13,7 @@ An activation is one class of this form; layers fuse it into their own operation
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -24,10 +25,12 @@ from culux.autodiff.tracer import Pullback
 from culux.backends import Array
 from culux.backends.registry import namespace_of
 from culux.errors import DTypeError, check_keywords, describe
-from culux.nn.fused import narrow, widen
+from culux.kernels import ActivationCode
+from culux.kernels import activation as kernels
+from culux.nn.fused import narrow, on_kernels, widen
 from culux.numpy.broadcasting import is_half
 
-__all__ = ["Activation", "ActivationLike", "activate", "apply_activation", "overwrite"]
+__all__ = ["Activation", "ActivationLike", "activate", "apply_activation", "code_of", "overwrite"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,10 +82,9 @@ class Activation:
             return np.multiply(factor, dy, out=factor)
         return dy * factor
 
-    def cuda(self) -> tuple[str, str]:
-        """The CUDA expressions of value and derivative, with the fields of this record in place."""
-        fields = {field.name: f"T({getattr(self, field.name)!r})" for field in dataclasses.fields(self)}
-        return f"({self.cuda_forward.format(**fields)})", f"({self.cuda_derivative.format(**fields)})"
+    def cuda(self) -> ActivationCode | None:
+        """The CUDA expressions with the fields of this record in place; None where the class has none."""
+        return _code(self)
 
     def replace(self, **fields: float) -> Self:
         """The same activation with other parameters: ``leakyrelu.replace(slope=0.2)``."""
@@ -97,6 +99,20 @@ class Activation:
             if (value := getattr(self, field.name)) != field.default
         ]
         return f"{type(self).__name__}({', '.join(changed)})" if changed else self.name or type(self).__name__.lower()
+
+
+@functools.cache
+def _code(activation: Activation) -> ActivationCode | None:
+    if not activation.cuda_forward:
+        return None
+    fields = {field.name: f"T({getattr(activation, field.name)!r})" for field in dataclasses.fields(activation)}
+    forward, derivative = activation.cuda_forward.format(**fields), activation.cuda_derivative.format(**fields)
+    return ActivationCode(repr(activation), forward, derivative, activation.saves)
+
+
+def code_of(activation: Any) -> ActivationCode | None:
+    """The CUDA expressions of an activation; None for a function, which kernels cannot take in."""
+    return activation.cuda() if isinstance(activation, Activation) else None
 
 
 ActivationLike = Activation | Callable[[Any], Any]
@@ -121,12 +137,30 @@ def activate(x: Array, *, activation: Activation) -> Array:
     return narrow(activation.forward(namespace_of(x), widen(x)), x)
 
 
+@activate.implementation("cupy")
+def _(x: Array, *, activation: Activation) -> Array:
+    code = activation.cuda()
+    if code is None or activation.saves is None or not on_kernels(x):
+        return activate.operation.portable(x, activation=activation)
+    return kernels.forward(x, code)
+
+
 @activate.rule
 def _(needs: tuple[bool, ...], x: Array, *, activation: Activation) -> tuple[Array, Pullback]:
     y = activate(x, activation=activation)
     # Only what the derivative reads is kept alive.
     kept_x, kept_y = x if activation.saves == "x" else None, y if activation.saves == "y" else None
-    return y, lambda dy: (activation.backward(dy, kept_x, kept_y),)
+    saved = y if activation.saves == "y" else x
+    code = activation.cuda()
+    if code is None or activation.saves is None or not on_kernels(saved):
+        return y, lambda dy: (activation.backward(dy, kept_x, kept_y),)
+
+    def pullback(dy: Array) -> tuple[Array]:
+        if not on_kernels(dy):  # traced: a derivative of this derivative is being taken
+            return (activation.backward(dy, kept_x, kept_y),)
+        return (kernels.backward(dy, saved, code),)
+
+    return y, pullback
 
 
 def apply_activation(activation: ActivationLike, x: Array) -> Array:

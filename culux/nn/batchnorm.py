@@ -17,9 +17,20 @@ from culux.autodiff.tracer import Pullback, plain
 from culux.backends import Array
 from culux.backends.registry import namespace_of
 from culux.errors import ShapeError
-from culux.nn.activation import Activation, ActivationLike, apply_activation, overwrite
+from culux.kernels import ActivationCode, contiguous
+from culux.kernels import batchnorm as kernels
+from culux.nn.activation import Activation, ActivationLike, apply_activation, code_of, overwrite
 from culux.nn.activations import identity
-from culux.nn.fused import decompose, evaluate_by_rule, is_plain, narrow, require_float, row_of_ones, widen
+from culux.nn.fused import (
+    decompose,
+    evaluate_by_rule,
+    is_plain,
+    narrow,
+    on_kernels,
+    require_float,
+    row_of_ones,
+    widen,
+)
 
 __all__ = ["batchnorm"]
 
@@ -63,24 +74,42 @@ def batchnorm(
     if tracked and not training:
         y = _normalize(x, scale, bias, old_mean, old_var, epsilon=epsilon, activation=activation)
         return y, old_mean, old_var
-    count = _values_per_channel(shape)
-    statistics: list[Array] = []
-    y = _normalize_batch(x, scale, bias, epsilon=epsilon, activation=activation, statistics=statistics)
-    if not (tracked and training):
+    _require_values(shape)
+    if not tracked:
+        y = _normalize_batch(x, scale, bias, epsilon=epsilon, activation=activation, running=None)
         return y, old_mean, old_var
-    mean, var = statistics
-    keep, unbiased = 1 - momentum, momentum * count / (count - 1)
-    return y, old_mean * keep + mean * momentum, old_var * keep + var * unbiased
+    running = _Running(old_mean, old_var, momentum)
+    y = _normalize_batch(x, scale, bias, epsilon=epsilon, activation=activation, running=running)
+    return y, *running.moved
 
 
-def _values_per_channel(shape: tuple[int, ...]) -> int:
-    count = math.prod(shape) // shape[1] if shape[1] else 0
-    if count <= 1:
+class _Running:
+    """Running statistics, and what a batch makes of them.
+
+    An operation on the batch leaves them here: as outputs they would be three entries on the tape for what no
+    gradient goes through.
+    """
+
+    __slots__ = ("mean", "momentum", "moved", "var")
+
+    def __init__(self, mean: Array, var: Array, momentum: float) -> None:
+        self.mean, self.var, self.momentum = mean, var, momentum
+        self.moved: tuple[Array, Array] = mean, var
+
+    def move(self, mean: Array, var: Array, count: int) -> None:
+        """By the mean and biased variance of `count` values of each channel; float16 and bfloat16 stay so."""
+        keep, unbiased = 1 - self.momentum, self.momentum * count / (count - 1)
+        moved = self.mean * keep + mean * self.momentum, self.var * keep + var * unbiased
+        self.moved = narrow(moved[0], self.mean), narrow(moved[1], self.var)
+
+
+def _require_values(shape: tuple[int, ...]) -> None:
+    """Refuse a batch of one value per channel."""
+    if not shape[1] or math.prod(shape) // shape[1] <= 1:
         raise ShapeError(
             f"expected more than one value per channel when training, got x of shape {tuple(shape)}; "
             "use a larger batch, or culux.test_mode(st)"
         )
-    return count
 
 
 def _explain_misfit(x: Array, **channelwise: Array | None) -> None:
@@ -112,12 +141,9 @@ def _affine(x: Array, xhat: Array, scale: Array | None, bias: Array | None, acti
 @primitive(composite=True)
 def _normalize_batch(
     x: Array, scale: Array | None, bias: Array | None, *, epsilon: float, activation: ActivationLike,
-    statistics: list[Array],
+    running: _Running | None,
 ) -> Array:  # fmt: skip
-    """``y`` by the statistics of the batch, the portable form; leaves their plain values in `statistics`.
-
-    As outputs they would be three entries on the tape for what no gradient goes through.
-    """
+    """``y`` by the statistics of the batch, by which `running` moves; the portable form."""
     wide = widen(x)
     xp = namespace_of(wide)
     axes = (0, *range(2, x.ndim))
@@ -127,18 +153,49 @@ def _normalize_batch(
     mean = first + rest
     centred = wide - first - rest
     var = xp.mean(centred * centred, axis=axes, keepdims=True)
-    statistics[:] = [plain(xp.reshape(v, (-1,))) for v in (mean, var)]
+    if running is not None:
+        running.move(plain(xp.reshape(mean, (-1,))), plain(xp.reshape(var, (-1,))), x.size // x.shape[1])
     return _affine(x, centred / xp.sqrt(var + epsilon), scale, bias, activation)
 
 
 @_normalize_batch.rule
 def _(
     needs: tuple[bool, ...], x: Array, scale: Array | None, bias: Array | None, *, epsilon: float,
-    activation: ActivationLike, statistics: list[Array],
+    activation: ActivationLike, running: _Running | None,
 ) -> tuple[Array, Pullback]:  # fmt: skip
-    static = {"epsilon": epsilon, "activation": activation, "statistics": statistics}
-    if not (isinstance(activation, Activation) and is_plain(x, scale, bias)):
-        return decompose(_normalize_batch, needs, (x, scale, bias), static)
+    if isinstance(activation, Activation) and is_plain(x, scale, bias):
+        return _batch_on_numpy(needs, x, scale, bias, epsilon, activation, running)
+    code = code_of(activation)
+    statistics = () if running is None else (running.mean, running.var)
+    if code is not None and on_kernels(x, scale, bias, *statistics):
+        return _batch_on_kernels(needs, x, scale, bias, epsilon, activation, code, running)
+    static = {"epsilon": epsilon, "activation": activation, "running": running}
+    return decompose(_normalize_batch, needs, (x, scale, bias), static)
+
+
+def _batch_on_kernels(
+    needs: tuple[bool, ...], x: Array, scale: Array | None, bias: Array | None, epsilon: float,
+    activation: ActivationLike, code: ActivationCode, running: _Running | None,
+) -> tuple[Array, Pullback]:  # fmt: skip
+    x = contiguous(x)
+    mean, var, momentum = (None, None, 0.0) if running is None else (running.mean, running.var, running.momentum)
+    y, saved, *moved = kernels.forward(x, scale, bias, mean, var, momentum=momentum, epsilon=epsilon, code=code)
+    if running is not None:
+        running.moved = moved[0], moved[1]
+
+    def pullback(dy: Any) -> tuple[Any, ...]:
+        if not on_kernels(dy):  # traced: a derivative of this derivative is being taken
+            static = {"epsilon": epsilon, "activation": activation, "running": None}
+            return decompose(_normalize_batch, needs, (x, scale, bias), static)[1](dy)
+        return kernels.backward(dy, x, saved, scale, bias, needs=needs, code=code)
+
+    return y, pullback
+
+
+def _batch_on_numpy(
+    needs: tuple[bool, ...], x: np.ndarray, scale: Array | None, bias: Array | None, epsilon: float,
+    activation: Activation, running: _Running | None,
+) -> tuple[Array, Pullback]:  # fmt: skip
     shape = x.shape
     repeats = math.prod(shape[2:])
     rows = x.reshape(shape[0], shape[1] * repeats)
@@ -156,6 +213,7 @@ def _(
     def pullback(dy: Any) -> tuple[Any, ...]:
         if type(dy) is not np.ndarray:
             again = (centred + _spread(mean, repeats)).reshape(shape)  # x itself is not kept alive for this
+            static = {"epsilon": epsilon, "activation": activation, "running": None}
             return decompose(_normalize_batch, needs, (again, scale, bias), static)[1](dy)
         dz = activation.backward(dy.reshape(centred.shape), kept_z, kept_y)
         product = dz * centred
@@ -177,7 +235,8 @@ def _(
             dx = dx.reshape(shape)
         return dx, along if needs[1] else None, total if needs[2] else None
 
-    statistics[:] = mean + rest, var
+    if running is not None:
+        running.move(mean + rest, var, len(rows) * repeats)
     return y.reshape(shape), pullback
 
 
@@ -198,9 +257,34 @@ def _(
     needs: tuple[bool, ...], x: Array, scale: Array | None, bias: Array | None, mean: Array, var: Array,
     *, epsilon: float, activation: ActivationLike,
 ) -> tuple[Array, Pullback]:  # fmt: skip
-    static = {"epsilon": epsilon, "activation": activation}
-    if not (isinstance(activation, Activation) and is_plain(x, scale, bias, mean, var)):
-        return decompose(_normalize, needs, (x, scale, bias, mean, var), static)
+    if isinstance(activation, Activation) and is_plain(x, scale, bias, mean, var):
+        return _given_on_numpy(needs, x, scale, bias, mean, var, epsilon, activation)
+    code = code_of(activation)
+    if code is not None and on_kernels(x, scale, bias, mean, var):
+        return _given_on_kernels(needs, x, scale, bias, mean, var, epsilon, activation, code)
+    return decompose(_normalize, needs, (x, scale, bias, mean, var), {"epsilon": epsilon, "activation": activation})
+
+
+def _given_on_kernels(
+    needs: tuple[bool, ...], x: Array, scale: Array | None, bias: Array | None, mean: Array, var: Array,
+    epsilon: float, activation: ActivationLike, code: ActivationCode,
+) -> tuple[Array, Pullback]:  # fmt: skip
+    x = contiguous(x)
+
+    def pullback(dy: Any) -> tuple[Any, ...]:
+        if not on_kernels(dy):
+            static = {"epsilon": epsilon, "activation": activation}
+            return decompose(_normalize, needs, (x, scale, bias, mean, var), static)[1](dy)
+        found = kernels.normalize_backward(dy, x, scale, bias, mean, var, epsilon=epsilon, needs=needs[:3], code=code)
+        return *found, None, None  # the running statistics are constants
+
+    return kernels.normalize(x, scale, bias, mean, var, epsilon=epsilon, code=code), pullback
+
+
+def _given_on_numpy(
+    needs: tuple[bool, ...], x: np.ndarray, scale: Array | None, bias: Array | None, mean: Array, var: Array,
+    epsilon: float, activation: Activation,
+) -> tuple[Array, Pullback]:  # fmt: skip
     shape = x.shape
     repeats = math.prod(shape[2:])
     rows = x.reshape(shape[0], shape[1] * repeats)  # not -1, which an empty batch leaves open
@@ -216,6 +300,7 @@ def _(
 
     def pullback(dy: Any) -> tuple[Any, ...]:
         if type(dy) is not np.ndarray:
+            static = {"epsilon": epsilon, "activation": activation}
             return decompose(_normalize, needs, (x, scale, bias, mean, var), static)[1](dy)
         dz = activation.backward(dy.reshape(rows.shape), kept_z, kept_y)
         return (
@@ -229,8 +314,8 @@ def _(
     return y.reshape(shape), pullback
 
 
-evaluate_by_rule(_normalize_batch, "numpy")
-evaluate_by_rule(_normalize, "numpy")
+evaluate_by_rule(_normalize_batch, "numpy", "cupy")
+evaluate_by_rule(_normalize, "numpy", "cupy")
 
 
 def _channel_sums(rows: np.ndarray, channels: int, repeats: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import numpy as np
@@ -10,18 +11,23 @@ from culux.autodiff import primitive
 from culux.autodiff.tracer import Pullback
 from culux.backends import Array
 from culux.errors import ShapeError
+from culux.kernels import ActivationCode, contiguous
+from culux.kernels import dense as kernels
 from culux.nn.activation import Activation, ActivationLike, apply_activation, overwrite
-from culux.nn.activations import identity
-from culux.nn.fused import column_sum, decompose, evaluate_by_rule, is_plain, narrow, require_float, widen
+from culux.nn.activations import gelu, identity, relu
+from culux.nn.fused import column_sum, decompose, evaluate_by_rule, is_plain, narrow, on_kernels, require_float, widen
 from culux.numpy.broadcasting import common_namespace, is_half
 
 __all__ = ["dense"]
+
+_IN_LIBRARY: dict[type, kernels.LibraryActivation] = {type(relu): "relu", type(gelu): "gelu"}  # its names for them
 
 
 def dense(x: Array, weight: Array, bias: Array | None = None, *, activation: ActivationLike = identity) -> Array:
     """``y = activation(x @ weight.T + bias)``.
 
-    float16 and bfloat16 accumulate in float32.
+    float16 and bfloat16 accumulate in float32. On a GPU, arrays of one dtype are computed by fused kernels, for which
+    strided arrays are copied; small products are one launch, and so are their gradients.
 
     Args:
         x: (..., in_dims), float; one axis at least.
@@ -58,7 +64,7 @@ def _dense(x: Array, weight: Array, bias: Array | None, *, activation: Activatio
     """The portable form."""
     narrows = is_half(x) and weight.dtype == x.dtype
     xp = common_namespace(x, weight, bias)
-    y = xp.reshape(widen(x), (-1, x.shape[-1])) @ widen(weight).T
+    y = xp.reshape(widen(x), (math.prod(x.shape[:-1]), x.shape[-1])) @ widen(weight).T
     if bias is not None:
         y = y + widen(bias)
     y = xp.reshape(apply_activation(activation, y), (*x.shape[:-1], weight.shape[0]))
@@ -69,9 +75,19 @@ def _dense(x: Array, weight: Array, bias: Array | None, *, activation: Activatio
 def _(
     needs: tuple[bool, ...], x: Array, weight: Array, bias: Array | None, *, activation: ActivationLike
 ) -> tuple[Array, Pullback]:
-    if not (isinstance(activation, Activation) and is_plain(x, weight, bias)):
-        return decompose(_dense, needs, (x, weight, bias), {"activation": activation})
-    rows = x.reshape(-1, x.shape[-1])
+    if isinstance(activation, Activation):
+        if is_plain(x, weight, bias):
+            return _by_numpy(needs, x, weight, bias, activation)
+        code = activation.cuda()
+        if code is not None and on_kernels(x, weight, bias) and weight.dtype == x.dtype:
+            return _by_kernels(needs, x, weight, bias, activation, code)
+    return decompose(_dense, needs, (x, weight, bias), {"activation": activation})
+
+
+def _by_numpy(
+    needs: tuple[bool, ...], x: Array, weight: Array, bias: Array | None, activation: Activation
+) -> tuple[Array, Pullback]:
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     z: np.ndarray = rows @ weight.T
     if bias is not None:
         z += bias
@@ -91,4 +107,29 @@ def _(
     return y.reshape(*x.shape[:-1], len(weight)), pullback
 
 
-evaluate_by_rule(_dense, "numpy")
+def _by_kernels(
+    needs: tuple[bool, ...], x: Array, weight: Array, bias: Array | None, activation: Activation, code: ActivationCode
+) -> tuple[Array, Pullback]:
+    rows, factors = _matrix(x), contiguous(weight)
+    shift = None if bias is None else contiguous(bias)
+    keep = True in needs
+    y, saved = kernels.forward(rows, factors, shift, code, keep=keep, library=_IN_LIBRARY.get(type(activation)))
+    # Copies of strided arrays are kept only where the pullback reads them.
+    kept_rows, kept_factors = rows if needs[1] else None, factors if needs[0] else None
+
+    def pullback(dy: Array) -> tuple[Any, ...]:
+        if not on_kernels(dy):  # traced: a derivative of this derivative is being taken
+            return decompose(_dense, needs, (x, weight, bias), {"activation": activation})[1](dy)
+        dx, dweight, dbias = kernels.backward(_matrix(dy), saved, kept_rows, kept_factors, code, needs=needs)
+        return dx if dx is None or x.ndim == 2 else dx.reshape(x.shape), dweight, dbias
+
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[0]), pullback
+
+
+def _matrix(x: Array) -> Array:
+    """An array of any leading axes as a matrix in row-major order."""
+    x = contiguous(x)
+    return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+evaluate_by_rule(_dense, "numpy", "cupy")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from culux.autodiff import primitive
-from culux.autodiff.tracer import Pullback
-from culux.backends import Array
+from culux.autodiff.tracer import Pullback, plain
+from culux.backends import Array, backend_of
 from culux.backends.registry import namespace_of
 from culux.errors import LayerError
-from culux.nn.fused import narrow, require_float, widen
-from culux.random import dropout_mask
+from culux.kernels import philox
+from culux.nn.fused import narrow, on_kernels, require_float, widen
+from culux.random import check_state, dropout_mask
 from culux.tree import Tree
 
 __all__ = ["dropout"]
@@ -38,6 +39,12 @@ def dropout(x: Array, rng_state: Tree, *, p: float, training: bool) -> tuple[Arr
     if not training or p == 0:
         return x, rng_state
     require_float("dropout", x)
+    check_state(rng_state)
+    key, counter = rng_state.key, rng_state.counter
+    if on_kernels(plain(x)) and _together(plain(x), key, counter):
+        moved: list[Array] = []
+        y = _drop(x, key, counter, p=p, moved=moved)
+        return y, rng_state.replace(counter=moved[-1])
     mask, after = dropout_mask(rng_state, p, x.shape, like=x)
     if p == 1:
         return namespace_of(x).zeros_like(x), after  # infinite elements too
@@ -54,3 +61,36 @@ def _scaled(x: Array, mask: Array, *, scale: float) -> Array:
 @_scaled.rule
 def _(needs: tuple[bool, ...], x: Array, mask: Array, *, scale: float) -> tuple[Array, Pullback]:
     return _scaled(x, mask, scale=scale), lambda dy: (_scaled(dy, mask, scale=scale), None)
+
+
+def _together(*arrays: Array) -> bool:
+    """Whether the arrays are on one device."""
+    return len({backend_of(a).place_of(a) for a in arrays}) == 1
+
+
+@primitive
+def _drop(x: Array, key: Array, counter: Array, *, p: float, moved: list[Array] | None = None) -> Array:
+    """`dropout` that saves no mask; the counter after the draw is appended to `moved`.
+
+    As an output the counter would be an entry on the tape that no gradient goes through.
+    """
+    mask, after = dropout_mask(Tree(key=key, counter=counter), p, x.shape, like=x)
+    if moved is not None:
+        moved.append(after.counter)
+    return namespace_of(x).zeros_like(x) if p == 1 else _scaled(x, mask, scale=1 / (1 - p))
+
+
+@_drop.implementation("cupy")
+def _(x: Array, key: Array, counter: Array, *, p: float, moved: list[Array] | None = None) -> Array:
+    y, after = philox.dropout(x, key, counter, p, advance=moved is not None)
+    if moved is not None:
+        moved.append(after)
+    return y
+
+
+@_drop.rule
+def _(
+    needs: tuple[bool, ...], x: Array, key: Array, counter: Array, *, p: float, moved: list[Array] | None = None
+) -> tuple[Array, Pullback]:
+    y = _drop(x, key, counter, p=p, moved=moved)
+    return y, lambda dy: (_drop(dy, key, counter, p=p), None, None)

@@ -9,12 +9,23 @@ from typing import Any
 import numpy as np
 
 from culux.autodiff import Primitive, vjp
-from culux.autodiff.tracer import Pullback, plain
-from culux.backends import Array, is_array, is_float_array
+from culux.autodiff.tracer import Pullback, Tracer, plain
+from culux.backends import Array, backend_of, is_array, is_float_array
 from culux.errors import DTypeError, describe
+from culux.kernels import supports
 from culux.numpy.broadcasting import is_half
 
-__all__ = ["column_sum", "decompose", "evaluate_by_rule", "is_plain", "narrow", "require_float", "row_of_ones", "widen"]
+__all__ = [
+    "column_sum",
+    "decompose",
+    "evaluate_by_rule",
+    "is_plain",
+    "narrow",
+    "on_kernels",
+    "require_float",
+    "row_of_ones",
+    "widen",
+]
 
 _BLAS_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -66,6 +77,21 @@ def is_plain(*arrays: Any) -> bool:
     return True
 
 
+def on_kernels(x: Any, *parameters: Any) -> bool:
+    """Whether our CUDA kernels take these arrays: plain ones of CuPy, floats; the parameters of one dtype.
+
+    The parameters (None aside) are of the dtype of `x`, or all of float32.
+    """
+    kind = type(x)
+    if kind is np.ndarray or kind is Tracer or backend_of(x).name != "cupy" or not supports(x.dtype):
+        return False
+    given = [p for p in parameters if p is not None]
+    if not given:
+        return True
+    dtype = getattr(given[0], "dtype", None)
+    return (dtype == x.dtype or dtype == np.float32) and all(type(p) is kind and p.dtype == dtype for p in given)
+
+
 def widen(x: Any) -> Any:
     """`x` in float32 where it is float16 or bfloat16; sums of many such numbers need it."""
     return x.astype(np.float32) if is_half(x) else x
@@ -90,17 +116,18 @@ def column_sum(rows: np.ndarray) -> np.ndarray:
     return total
 
 
-def require_float(function: str, x: Any) -> None:
-    """Raise a `DTypeError` where `x` is no float array, traced or plain."""
+def require_float(function: str, x: Any, name: str = "x") -> None:
+    """Raise a `DTypeError` where `x`, called `name` there, is no float array, traced or plain."""
     if type(x) is not np.ndarray or x.dtype.kind != "f":
         value = plain(x)
         if not is_float_array(value) and not isinstance(value, np.floating):
-            raise DTypeError(f"{function}: expected x to be a float array, got {describe(x)}; {_conversion(value)}")
+            way_out = _conversion(value, name)
+            raise DTypeError(f"{function}: expected {name} to be a float array, got {describe(x)}; {way_out}")
 
 
-def _conversion(value: Any) -> str:
+def _conversion(value: Any, name: str) -> str:
     """What makes a float array of `value`."""
     if is_array(value):
-        return "x.astype('float32')"
+        return f"{name}.astype('float32')"
     foreign = hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray)
-    return "x = culux.cpu_device()(x)" if foreign else "x = np.asarray(x, 'float32')"
+    return f"{name} = culux.cpu_device()({name})" if foreign else f"{name} = np.asarray({name}, 'float32')"

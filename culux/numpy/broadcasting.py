@@ -100,7 +100,8 @@ def masked(cotangent: Array, mask: Array) -> Array:
     if type(cotangent) is np.ndarray and cotangent.itemsize in _BITS:
         # The bits times 0 or 1: np.where takes 15 times as long, and inf * False is NaN.
         return (cotangent.view(_BITS[cotangent.itemsize]) * mask).view(cotangent.dtype)
-    return common_namespace(cotangent, mask).where(mask, cotangent, 0)
+    chosen = common_namespace(cotangent, mask).where(mask, cotangent, 0)
+    return chosen if chosen.dtype == cotangent.dtype else chosen.astype(cotangent.dtype)  # CuPy's bfloat16
 
 
 def axis_of(axis: int, ndim: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from culux.autodiff.foreign import install
-from culux.autodiff.primitives import explain_mixed
+from culux.autodiff.primitives import explain
 from culux.autodiff.tracer import Tracer, plain
 from culux.backends import Array
 from culux.backends.registry import backend_of
@@ -51,7 +51,7 @@ def _binary(function: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[
         try:
             return trace.process(operation, args, _NO_STATIC)
         except Exception as error:
-            explain_mixed(operation, args, error)
+            explain(operation, args, error)
             raise
 
     return straight, lambda self, other: function(other, self)

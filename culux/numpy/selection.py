@@ -9,12 +9,17 @@ import numpy as np
 from culux.autodiff import primitive
 from culux.autodiff.tracer import Pullback, plain
 from culux.backends import Array
-from culux.numpy.broadcasting import common_namespace, fit, masked, outline, refuse_out
+from culux.numpy.broadcasting import common_namespace, fit, is_half, masked, outline, refuse_out
 
 
 @primitive
 def _where(x: Array, y: Array, *, condition: Array) -> Array:
     return common_namespace(x, y, condition).where(condition, x, y)
+
+
+@_where.implementation("cupy")
+def _(x: Array, y: Array, *, condition: Array) -> Array:
+    return _in_half(common_namespace(x, y, condition).where(condition, x, y), x, y)
 
 
 @_where.rule
@@ -53,6 +58,18 @@ def clip(
 @primitive
 def _clip(x: Array, low: Any, high: Any) -> Array:
     return common_namespace(x, low, high).clip(x, low, high)
+
+
+@_clip.implementation("cupy")
+def _(x: Array, low: Any, high: Any) -> Array:
+    return _in_half(common_namespace(x, low, high).clip(x, low, high), x, low, high)
+
+
+def _in_half(y: Array, *operands: Any) -> Array:
+    """`y` in the dtype that all arrays among the operands have, if 16-bit: CuPy's of bfloat16 are float32."""
+    arrays = [a for a in operands if hasattr(a, "dtype")]
+    halves = arrays and all(is_half(a) and a.dtype == arrays[0].dtype for a in arrays)
+    return y.astype(arrays[0].dtype, copy=False) if halves else y
 
 
 @_clip.rule

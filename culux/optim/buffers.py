@@ -25,9 +25,10 @@ class Pool:
     still read is ever written to.
     """
 
-    __slots__ = ("__weakref__", "_free", "_used")
+    __slots__ = ("__weakref__", "_free", "_used", "chunks")
 
     def __init__(self) -> None:
+        self.chunks: dict[Any, Any] = {}  # by device, what kernels know of the buffers; see `culux.optim.fused`
         self._free: dict[int, list[np.ndarray]] = {}
         self._used: dict[int, tuple[weakref.ref[np.ndarray], np.ndarray]] = {}  # by the id of the reference
 

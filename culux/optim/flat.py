@@ -7,7 +7,7 @@ same rules lie side by side, so that a rule runs over one stretch of a buffer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,18 @@ from culux.optim.buffers import Pool
 from culux.optim.rules import Rule
 from culux.tree import Structure, Tree, as_tree, trusted
 
-__all__ = ["Layout", "Part", "Segment", "collect", "gather", "layout_of", "mismatch", "rebuild", "views"]
+__all__ = [
+    "Layout",
+    "Part",
+    "Segment",
+    "check_place",
+    "collect",
+    "gather",
+    "layout_of",
+    "mismatch",
+    "rebuild",
+    "views",
+]
 
 ALIGNMENT = 128  # bytes
 
@@ -165,6 +176,14 @@ def _check_one_device(named: Sequence[tuple[str, Any]]) -> None:
     for path, array in named:
         if is_mixed([named[0][1], array]):
             raise DeviceError(mixed_message([named[0][1], array], (named[0][0], path)))
+
+
+def check_place(x: Array, d: Array | None, moments: Mapping[str, Sequence[Array]]) -> None:
+    """Raise a `DeviceError` where parameters, gradients and moments are not on one device."""
+    names = ("ps", "grads", "the optimiser state")
+    values = [x, d, *[buffers[0] for buffers in moments.values() if buffers][:1]]
+    if any(type(value) is not np.ndarray for value in values) and is_mixed(values):
+        raise DeviceError(mixed_message(values, names) + "; the optimiser state too: opt = device(opt)")
 
 
 def collect(structure: Structure, node: Any, found: list[Any]) -> bool:

@@ -204,13 +204,18 @@ class Adam(Rule):
         m += (1 - beta1) * d
         v *= beta2
         v += (1 - beta2) * d * d
-        # The corrections of m and v are taken out of the arrays into the two scalars.
-        c1, root_c2 = 1 - beta1**count, math.sqrt(1 - beta2**count)
+        rate, epsilon = self.corrected(count)
         root = namespace_of(v).sqrt(v)  # and on in place: fewer temporaries leave more of the cache to the moments
-        root += self.epsilon * root_c2
+        root += epsilon
         step = m / root
-        step *= self.learning_rate * root_c2 / c1
+        step *= rate
         return step
+
+    def corrected(self, count: int) -> tuple[float, float]:
+        """`learning_rate` and `epsilon` with the corrections of m and v, taken out of the arrays into the two."""
+        beta1, beta2 = self.betas
+        root = math.sqrt(1 - beta2**count)
+        return self.learning_rate * root / (1 - beta1**count), self.epsilon * root
 
 
 class AdamW(Adam):

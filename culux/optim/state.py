@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from culux.backends import Array
-from culux.backends.registry import is_mixed, mixed_message, namespace_of
-from culux.errors import DeviceError, LayerError, ShapeError, check_keywords, describe
+from culux.backends import Array, backend_of
+from culux.errors import LayerError, ShapeError, check_keywords, describe
 from culux.optim.buffers import Pool
 from culux.optim.combinators import check_patterns, require_match
-from culux.optim.flat import Layout, collect, gather, layout_of, mismatch, rebuild, views
+from culux.optim.flat import Layout, Part, check_place, collect, gather, layout_of, mismatch, rebuild, views
+from culux.optim.fused import is_fused, update_fused
 from culux.optim.program import Program, program_of, run
 from culux.optim.rules import Rule
 from culux.tree import Tree
@@ -113,11 +113,13 @@ def setup(rule: Rule, ps: Any) -> OptimizerState:
     layout, arrays = layout_of(rule, _parameters(ps))
     check_patterns(rule, [segment.path for segment in layout.segments])
     program = program_of(rule, layout)
-    xp = namespace_of(arrays[0] if arrays else None)
-    moments = {
-        part.dtype: tuple(xp.zeros(part.size, dtype=part.compute_dtype) for _ in range(program.moments))
-        for part in layout.parts
-    }
+    backend = backend_of(*arrays[:1])
+    device = backend.place_of(arrays[0]).index if arrays else 0
+
+    def zeros(part: Part) -> Array:
+        return backend.move(backend.xp.zeros(part.size, dtype=part.compute_dtype), device)
+
+    moments = {part.dtype: tuple(zeros(part) for _ in range(program.moments)) for part in layout.parts}
     skipped = (0,) * len(layout.segments)
     return OptimizerState(rule, layout, frozenset(), 0, skipped, Tree(moments), program, _Known(arrays))
 
@@ -161,9 +163,9 @@ def own(opt_state: OptimizerState, ps: Any) -> tuple[OptimizerState, Any]:
     """Copies of a state and its parameters that `update_in_place` may overwrite."""
     state = _state(opt_state)
     leaves, arrays = _leaves(state, ps)
-    buffers = gather(state.layout, arrays, "ps", state._pool, compute=False)
+    nothing = [None] * len(arrays)
+    buffers, moments = _advanced(state, arrays, None, nothing, nothing, in_place=False)
     new = views(state.layout, buffers)
-    moments = Tree({dtype: tuple(state._pool.copy(m) for m in held) for dtype, held in state.moments.items()})
     known, ps = _rebuilt(state, ps, leaves, new, buffers)
     return _replaced(state, moments=moments, _known=known, _scratch=None), ps
 
@@ -240,18 +242,8 @@ def _update(state: OptimizerState, ps: Any, grads: Any, *, in_place: bool) -> tu
     if not layout.parts:
         return _replaced(state, step=state.step + 1), ps
     held = known.buffers if known is not None and same else None
-    if held is None:
-        xs = gather(layout, arrays, "ps", state._pool, compute=False)
-    else:
-        xs = held if in_place else [state._pool.copy(x) for x in held]
     counts, skipped = _counts(state, gradients)
-    moments = state.moments
-    if not in_place:
-        moments = Tree({dtype: tuple(state._pool.copy(m) for m in buffers) for dtype, buffers in moments.items()})
-    if isinstance(counts, int) or any(count is not None for count in counts):
-        ds = _gathered(state, gradients, in_place)
-        _check_place(xs[0], ds[0], state)
-        run(state._program, layout, state.step, counts, xs, ds, [moments[part.dtype] for part in layout.parts])
+    xs, moments = _advanced(state, arrays, held, gradients, counts, in_place=in_place)
     if held is xs:
         return _replaced(state, step=state.step + 1, skipped=skipped), ps
     new = views(layout, xs)
@@ -259,7 +251,35 @@ def _update(state: OptimizerState, ps: Any, grads: Any, *, in_place: bool) -> tu
     return _replaced(state, step=state.step + 1, skipped=skipped, moments=moments, _known=known), ps
 
 
-def _gathered(state: OptimizerState, gradients: list[Any], in_place: bool) -> list[Array]:
+def _advanced(
+    state: OptimizerState,
+    arrays: list[Array],
+    held: list[Array] | None,
+    gradients: Sequence[Any],
+    counts: Sequence[int | None] | int,
+    *,
+    in_place: bool,
+) -> tuple[list[Array], Tree]:
+    """The new parameters in flat buffers, and the new moments."""
+    layout, moments = state.layout, state.moments
+    if arrays and is_fused(state._program, arrays[0]):
+        return update_fused(
+            state._program, layout, state.step, counts, arrays, held, gradients, moments, state._pool, in_place=in_place
+        )
+    if held is None:
+        xs = gather(layout, arrays, "ps", state._pool, compute=False)
+    else:
+        xs = held if in_place else [state._pool.copy(x) for x in held]
+    if not in_place:
+        moments = Tree({dtype: tuple(state._pool.copy(m) for m in buffers) for dtype, buffers in moments.items()})
+    if isinstance(counts, int) or any(count is not None for count in counts):
+        ds = _gathered(state, gradients, in_place)
+        check_place(xs[0], ds[0], state.moments)
+        run(state._program, layout, state.step, counts, xs, ds, [moments[part.dtype] for part in layout.parts])
+    return xs, moments
+
+
+def _gathered(state: OptimizerState, gradients: Sequence[Any], in_place: bool) -> list[Array]:
     """The gradients in flat buffers: new ones, or those of the last step where they are the state's own."""
     layout = state.layout
     shapes = [gradient.shape if type(gradient) is np.ndarray else None for gradient in gradients]
@@ -341,13 +361,6 @@ def _rebuilt(
 def _parameters(ps: Any) -> Any:
     """The tree of trained arrays of a model that names them; anything else as it is."""
     return ps.__culux_trainable__() if hasattr(type(ps), "__culux_trainable__") else ps
-
-
-def _check_place(x: Array, d: Array, state: OptimizerState) -> None:
-    names = ("ps", "grads", "the optimiser state")
-    values = [x, d, *[buffers[0] for buffers in state.moments.values() if buffers][:1]]
-    if any(type(value) is not np.ndarray for value in values) and is_mixed(values):
-        raise DeviceError(mixed_message(values, names) + "; the optimiser state too: opt = device(opt)")
 
 
 def _state(value: Any) -> OptimizerState:

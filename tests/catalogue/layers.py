@@ -8,7 +8,7 @@ import numpy as np
 
 from culux import layers as L
 from culux.nn import gelu, tanh
-from tests.catalogue.case import LayerCase, normal
+from tests.catalogue.case import LayerCase, apart, integers, normal
 
 WITHOUT_ENTRY: dict[str, str] = {}
 
@@ -134,6 +134,14 @@ NORMS = [
         torch=layer_norm, **ROUGH,
     ),
     LayerCase(
+        "culux.layers.RMSNorm", L.RMSNorm(3), [normal(7, 3)], parameters={"scale": (3,)},
+        torch=lambda t, ps, x: t.nn.functional.rms_norm(x, (3,), ps["scale"]), **ROUGH,
+    ),
+    LayerCase(
+        "culux.layers.RMSNorm", L.RMSNorm((2, 3), affine=False, epsilon=0.1), [normal(5, 2, 3)], label="2d-bare",
+        torch=lambda t, ps, x: t.nn.functional.rms_norm(x, (2, 3), eps=0.1), **ROUGH,
+    ),
+    LayerCase(
         "culux.layers.Dropout", L.Dropout(0.3), [normal(7, 5)], states=("rng.key", "rng.counter", "training"),
         reference=dropout,
     ),
@@ -175,4 +183,27 @@ CONTAINERS = [
     ),
 ]  # fmt: skip
 
-CASES = [*BASIC, *NORMS, *CONTAINERS]
+EMBEDDING_AND_POOLING = [
+    LayerCase(
+        "culux.layers.Embedding", L.Embedding(7, 3), [integers(7, 4, 2)], parameters={"weight": (7, 3)},
+        torch=lambda t, ps, x: t.nn.functional.embedding(x, ps["weight"]),
+    ),
+    LayerCase(
+        "culux.layers.MaxPool", L.MaxPool((3, 2), stride=2, padding=1), [apart(2, 3, 6, 5)],
+        torch=lambda t, ps, x: t.nn.functional.max_pool2d(x, (3, 2), 2, 1),
+    ),
+    LayerCase(
+        "culux.layers.MaxPool", L.MaxPool(2), [apart(2, 3, 7)], label="one-axis",
+        torch=lambda t, ps, x: t.nn.functional.max_pool1d(x, 2),
+    ),
+    LayerCase(
+        "culux.layers.MeanPool", L.MeanPool(3, stride=2, padding=1), [normal(2, 3, 6, 5)],
+        torch=lambda t, ps, x: t.nn.functional.avg_pool2d(x, 3, 2, 1),
+    ),
+    LayerCase(
+        "culux.layers.MeanPool", L.MeanPool(3, stride=1, padding="same"), [normal(2, 1, 6)], label="same",
+        torch=lambda t, ps, x: t.nn.functional.avg_pool1d(x, 3, 1, 1),
+    ),
+]  # fmt: skip
+
+CASES = [*BASIC, *NORMS, *CONTAINERS, *EMBEDDING_AND_POOLING]

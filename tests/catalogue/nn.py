@@ -1,4 +1,4 @@
-"""The entries of `culux.nn`: activations, dense, normalisation, softmax and dropout."""
+"""The entries of `culux.nn`: activations, dense, normalisation, softmax, dropout, embedding and pooling."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 import culux
 from culux import nn
-from tests.catalogue.case import Case, fixed, integers, nonzero, normal, uniform
+from tests.catalogue.case import Case, apart, fixed, integers, nonzero, normal, uniform
 
 WITHOUT_ENTRY = {
     "Activation": "the base class of the records; tests/test_activations.py",
@@ -165,6 +165,31 @@ LAYERNORM = [
 ]
 
 
+def rmsnorm_case(label: str, shape: tuple[int, ...], ndim: int, *, scale: bool = True, **rest: Any) -> Case:
+    """Rmsnorm against torch's."""
+    trailing = shape[-ndim:]
+    act = rest.pop("activation", nn.identity)
+    torch_act = rest.pop("torch_activation", lambda t: lambda z: z * 1)
+    return Case(
+        "culux.nn.rmsnorm",
+        lambda x, *p: nn.rmsnorm(x, *(p or (None,)), ndim=ndim, activation=act),
+        [normal(*shape), *([normal(*trailing)] if scale else [])],
+        torch=lambda t, x, *p: torch_act(t)(t.nn.functional.rms_norm(x, trailing, *p)),
+        label=label,
+        strict=True,
+        **rest,
+    )
+
+
+RMSNORM = [
+    rmsnorm_case("last-axis", (3, 5), 1),
+    rmsnorm_case("saves-y", (3, 5), 1, **TANH),
+    rmsnorm_case("saves-x", (3, 5), 1, **GELU),
+    rmsnorm_case("two-axes", (2, 3, 4), 2, **TANH),
+    rmsnorm_case("no-scale", (2, 3, 4), 1, scale=False),
+]
+
+
 def cross_entropy(label: str, inputs: list[Any], **rest: Any) -> Case:
     """The loss per example against torch's cross entropy."""
     smoothing, ignore = rest.pop("label_smoothing", 0.0), rest.pop("ignore_index", None)
@@ -226,4 +251,36 @@ DROPOUT = [
     ),
 ]  # fmt: skip
 
-CASES = [*ACTIVATIONS, *DENSE, *BATCHNORM, *LAYERNORM, *SOFTMAX, *DROPOUT]
+EMBEDDING = [
+    Case(
+        "culux.nn.embedding", lambda w, i: nn.embedding(i, w), [normal(7, 3), integers(7, 4, 5)],
+        torch=lambda t, w, i: t.nn.functional.embedding(i, w),
+    ),
+]  # fmt: skip
+
+
+def pool_case(label: str, kind: str, shape: tuple[int, ...], **windows: Any) -> Case:
+    """A pool against torch's of as many axes."""
+    theirs = f"{'max' if kind == 'max' else 'avg'}_pool{len(shape) - 2}d"
+    window = windows.pop("window")
+    return Case(
+        f"culux.nn.{kind}pool",
+        lambda x: getattr(nn, f"{kind}pool")(x, window, **windows),
+        [apart(*shape) if kind == "max" else normal(*shape)],
+        torch=lambda t, x: getattr(t.nn.functional, theirs)(x, window, **windows),
+        label=label,
+    )
+
+
+POOLING = [
+    pool_case(label, kind, shape, **windows)
+    for kind in ("max", "mean")
+    for label, shape, windows in (
+        ("images", (2, 3, 7, 6), {"window": 2}),
+        ("overlap", (1, 2, 5, 7), {"window": (3, 2), "stride": 2, "padding": 1}),
+        ("one-axis", (2, 2, 9), {"window": 3, "stride": 1}),
+        ("three-axes", (1, 2, 4, 3, 5), {"window": 2, "stride": (2, 1, 3)}),
+    )
+]
+
+CASES = [*ACTIVATIONS, *DENSE, *BATCHNORM, *LAYERNORM, *RMSNORM, *SOFTMAX, *DROPOUT, *EMBEDDING, *POOLING]

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 
 import numpy as np
 
-from tests.standin_cupy import runtime
+from tests.standin_cupy import capture, indexing, runtime
+from tests.standin_cupy.errors import StandinError
+from tests.standin_cupy.memory import MemoryPointer, alloc
+from tests.standin_cupy.runtime import machine, root_of
 
 SCALARS = (bool, int, float, complex, np.generic)
 HOOK = "__cupy_override_elementwise_kernel__"
 
 
-class Pointer:
-    """What `ndarray.data` shows of the memory."""
-
-    def __init__(self, array):
-        self.ptr = array._host.__array_interface__["data"][0]
-        self.device_id = array._allocation.memory.device
-        self.device = runtime.Device(self.device_id)
-        self.mem = array._allocation
-
-
-def root_of(host):
-    while isinstance(host.base, np.ndarray):
-        host = host.base
-    return host
-
-
 def wrap(result, inputs=()):
-    """A NumPy result as a device array; a view of an input shares the input's memory."""
+    """A NumPy result as a device array in new memory; a view of an input shares the input's memory."""
     if isinstance(result, tuple | list):
         return type(result)(wrap(item, inputs) for item in result)
     host = np.asarray(result)
@@ -39,9 +27,9 @@ def wrap(result, inputs=()):
             return array
         if owner is root_of(array._host):
             return ndarray._of(host, array._allocation)
-    allocation = runtime.Allocation(runtime.Memory(owner, runtime.current_device()))
-    made = ndarray._of(host, allocation)
-    allocation.memory.use(writing=True)
+    strides = None if host.flags.c_contiguous else np.empty_like(host).strides
+    made = ndarray(host.shape, host.dtype, alloc(host.nbytes), strides)
+    made._host[...] = host
     return made
 
 
@@ -57,27 +45,61 @@ def unwrap(value, found):
     return value
 
 
-def run(function, args, kwargs, out=None):
-    """Call a NumPy function as work on the current stream."""
-    found = []
-    hosts = [unwrap(arg, found) for arg in args]
-    named = {name: unwrap(value, found) for name, value in kwargs.items()}
+def check_device(arrays):
+    """Refuse arrays of another device than the current one."""
     device = runtime.current_device()
-    for array in found + ([] if out is None else [out]):
+    for array in arrays:
         if array._allocation.memory.device != device:
             raise ValueError(
                 f"The device where the array resides ({array._allocation.memory.device}) is different from the"
                 f" current device ({device}). Peer access is unavailable between these devices."
             )
-    runtime.get_current_stream().enqueue()
-    for array in found:
-        array._allocation.memory.use(writing=False)
+
+
+def run(function, args, kwargs, out=None, writes=(), counted=True):
+    """Call a NumPy function as work on the current stream; it writes `out` and the arrays of `writes`."""
+    found = []
+    hosts = [unwrap(arg, found) for arg in args]
+    named = {name: unwrap(value, found) for name, value in kwargs.items()}
+    written = [*writes] if out is None else [*writes, out]
+    check_device(found + written)
     if out is not None:
-        out._allocation.memory.use(writing=True)
         named["out"] = out._host
+    call = functools.partial(_quietly, function, hosts, named)
+    reads, changed = memories(found), memories(written)
+    stream = runtime.get_current_stream()
+    if stream.capture is not None:
+        return _recorded(stream, call, found, out, reads, changed)
+    stream.begin(reads, changed)
+    result = call()
+    made = out if out is not None or result is None else wrap(result, found)
+    new = [memory for memory in memories(capture.flat(made)) if memory not in reads]
+    machine.library_calls += counted and bool(new or written)
+    for memory in new:
+        memory.use_on(stream, writing=True)
+    return made
+
+
+def _quietly(function, args, kwargs):
     with np.errstate(all="ignore"):  # a GPU raises no floating-point warnings
-        result = function(*hosts, **named)
-    return out if out is not None else wrap(result, found) if result is not None else None
+        return function(*args, **kwargs)
+
+
+def _recorded(stream, call, found, out, reads, changed):
+    """The result of an operation on a capturing stream: poison, until a graph is launched."""
+    capture.refuse(call.args[0].__name__, [array._host for array in found])
+    result = capture.preview(call, {*reads, *changed})
+    made = out if out is not None or result is None else wrap(result, found)
+    results = [None if array is out or array._allocation.memory in reads else array for array in capture.flat(made)]
+    new = memories(array for array in results if array is not None)
+    machine.library_calls += bool(new or changed)
+    targets = [None if array is None else array._host for array in results]
+    stream.capture.record(stream, capture.replayed(call, targets), reads, changed + new)
+    return made
+
+
+def memories(arrays):
+    return [array._allocation.memory for array in arrays]
 
 
 def view(function, array, *args, **kwargs):
@@ -88,17 +110,6 @@ def view(function, array, *args, **kwargs):
     return run(function, (array, *args), kwargs)
 
 
-def prepare_index(index):
-    if isinstance(index, tuple):
-        return tuple(prepare_index(item) for item in index)
-    return index._host if isinstance(index, ndarray) else index
-
-
-def arrays_in(index):
-    items = index if isinstance(index, tuple) else (index,)
-    return [item for item in items if isinstance(item, ndarray)]
-
-
 class ndarray:
     """An array on a fake device, with the interface of `cupy.ndarray`."""
 
@@ -107,11 +118,12 @@ class ndarray:
     __hash__ = None
 
     def __init__(self, shape, dtype=float, memptr=None, strides=None, order="C"):
-        host = np.dtype(dtype)
+        dtype = np.dtype(dtype)
         shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
-        size = int(np.prod(shape, dtype=np.int64))
-        self._allocation = runtime.allocate(size * host.itemsize)
-        self._host = self._allocation.memory.root.view(host).reshape(shape, order=order)
+        if memptr is None:
+            memptr = alloc(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        self._allocation = memptr.mem
+        self._host = np.ndarray(shape, dtype, memptr.mem.memory.root, memptr.offset, strides, order)
 
     @classmethod
     def _of(cls, host, allocation):
@@ -130,8 +142,8 @@ class ndarray:
     def get(self, stream=None, order="C", out=None, blocking=True):
         with self.device:
             stream = runtime.get_current_stream() if stream is None else stream
-            stream.enqueue()
-            self._allocation.memory.use_on(stream, writing=False)
+            stream.refuse_capture("D2H transfers")
+            stream.begin(memories([self]), ())
             stream.synchronize()
         return np.array(self._host, order=order)
 
@@ -141,12 +153,14 @@ class ndarray:
         if source.dtype != self.dtype or source.shape != self.shape:
             raise TypeError(f"{source.dtype} {source.shape} cannot be set to {self.dtype} {self.shape}")
         with self.device:
-            if stream is not None:
-                runtime.copy_async(source, self._host, self._allocation, stream)
-            else:
-                runtime.get_current_stream().enqueue()
-                self._allocation.memory.use(writing=True)
+            pageable = stream is None
+            stream = runtime.get_current_stream() if pageable else stream
+            stream.refuse_capture("H2D transfers")
+            if pageable:
+                stream.begin((), memories([self]))
                 self._host[...] = source
+            else:
+                runtime.copy_async(source, self._host, self._allocation, stream)
 
     def item(self, *args):
         return self.get().item(*args)
@@ -199,7 +213,7 @@ class ndarray:
     itemsize = property(lambda self: self._host.itemsize)
     strides = property(lambda self: self._host.strides)
     flags = property(lambda self: self._host.flags)
-    data = property(Pointer)
+    data = property(lambda self: MemoryPointer(self._allocation, _offset(self)))
     device = property(lambda self: runtime.Device(self._allocation.memory.device))
     T = property(lambda self: view(np.transpose, self))
     mT = property(lambda self: view(np.matrix_transpose, self))
@@ -215,20 +229,23 @@ class ndarray:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index):
-        used = arrays_in(index)
+        indexing.refuse_host_arrays(index)
+        indexing.refuse_masks(index)
+        used, prepared = indexing.arrays_in(index), indexing.on_host(index)
         if used:
-            return run(lambda host, *_: host[prepare_index(index)], (self, *used), {})
-        return view(lambda host: host[index], self)
+            return run(lambda host, *_: host[prepared], (self, *used), {})
+        return view(indexing.part, self, prepared)
 
     def __setitem__(self, index, value):
         if hasattr(value, "__culux_value__") or isinstance(value, np.ndarray):
             raise TypeError(f"Unsupported type {type(value)}")
+        indexing.refuse_host_arrays(index)
+        prepared = indexing.on_host(index)
 
         def write(host, new, *_):
-            host[prepare_index(index)] = new
+            host[prepared] = new
 
-        run(write, (self, value, *arrays_in(index)), {})
-        self._allocation.memory.use(writing=True)
+        run(write, (self, value, *indexing.arrays_in(index)), {}, writes=[self])
 
     # Dispatch to other array types, as in CuPy: unknown ones get their turn, host arrays are refused.
 
@@ -252,6 +269,12 @@ class ndarray:
         if mine is None or any(kind not in (ndarray, np.ndarray) for kind in types):
             return NotImplemented
         return mine(*args, **kwargs)
+
+
+def _offset(array):
+    """Bytes from the start of the memory to the first element."""
+    start = array._allocation.memory.root.__array_interface__["data"][0]
+    return array._host.__array_interface__["data"][0] - start
 
 
 def _takes_over(array, other):
@@ -343,9 +366,13 @@ def _scatter_add(self, index, value):
 
 def _copy(self, order="C"):
     """A copy on the current device, wherever the array is."""
+    if self.device.id == runtime.current_device():
+        return run(lambda host: np.array(host, order=order), (self,), {})
+    if runtime.get_current_stream().capture is not None:
+        raise StandinError("the stand-in does not capture a copy between devices")
     with self.device:
-        self._allocation.memory.use(writing=False)
-    return wrap(np.array(self._host, order=order))
+        runtime.get_current_stream().begin(memories([self]), ())
+    return run(lambda: np.array(self._host, order=order), (), {})
 
 
 ndarray.astype, ndarray.fill, ndarray.scatter_add, ndarray.copy = _astype, _fill, _scatter_add, _copy

@@ -1,4 +1,4 @@
-"""The stand-in's `cupy.cuda`, memory pools and raw kernels."""
+"""The stand-in's `cupy.cuda` and memory pools."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from tests.standin_cupy import memory as memory
 from tests.standin_cupy import runtime as fake
-from tests.standin_cupy.runtime import CompileException, CUDARuntimeError, machine
+from tests.standin_cupy.capture import Graph as Graph
+from tests.standin_cupy.errors import CompileException, CUDADriverError, CUDARuntimeError
+from tests.standin_cupy.kernels import Function as Function
+from tests.standin_cupy.memory import MemoryHook as MemoryHook
+from tests.standin_cupy.memory import MemoryPointer as MemoryPointer
+from tests.standin_cupy.memory import MemoryPool as MemoryPool
+from tests.standin_cupy.memory import alloc as alloc
+from tests.standin_cupy.memory import get_default_memory_pool as get_default_memory_pool
+from tests.standin_cupy.memory import using_allocator as using_allocator
 from tests.standin_cupy.runtime import Device as Device
 from tests.standin_cupy.runtime import Event as Event
 from tests.standin_cupy.runtime import Stream as Stream
 from tests.standin_cupy.runtime import get_current_stream as get_current_stream
-
-TOTAL = 80 * 2**30
+from tests.standin_cupy.runtime import get_elapsed_time as get_elapsed_time
+from tests.standin_cupy.runtime import machine
 
 compiler = SimpleNamespace(CompileException=CompileException)
-
-
-class MemoryPool:
-    def used_bytes(self):
-        return machine.used[fake.current_device()]
-
-    def total_bytes(self):
-        return machine.held[fake.current_device()]
-
-    def free_all_blocks(self, stream=None):
-        machine.free.clear()
+driver = SimpleNamespace(CUDADriverError=CUDADriverError)
 
 
 class PinnedMemoryPool:
@@ -37,12 +36,7 @@ class PinnedMemoryPool:
         pass
 
 
-_pool = MemoryPool()
 _pinned_pool = PinnedMemoryPool()
-
-
-def get_default_memory_pool():
-    return _pool
 
 
 def get_default_pinned_memory_pool():
@@ -64,7 +58,17 @@ def _get_device_count():
 
 
 def _memory_info():
-    return TOTAL - machine.held[fake.current_device()], TOTAL
+    return machine.device_bytes - machine.held[fake.current_device()], machine.device_bytes
+
+
+def _device_properties(index):
+    Device(index)
+    return {
+        "name": b"Stand-in",
+        "totalGlobalMem": machine.device_bytes,
+        "multiProcessorCount": 132,
+        "l2CacheSize": 2**26,
+    }
 
 
 runtime = SimpleNamespace(
@@ -75,28 +79,6 @@ runtime = SimpleNamespace(
     runtimeGetVersion=lambda: 12090,
     driverGetVersion=lambda: 12090,
     deviceSynchronize=lambda: Device().synchronize(),
+    getDeviceProperties=_device_properties,
+    streamCaptureModeRelaxed=2,
 )
-
-
-class RawKernel:
-    """A kernel that can be made; a launch is noted and refused."""
-
-    def __init__(self, code, name, options=(), backend="nvrtc", **kwargs):
-        self.code, self.name, self.options = code, name, options
-
-    def __call__(self, grid, block, args, *, shared_mem=0):
-        machine.log.append(("launch", self.name, grid, block, args, shared_mem))
-        if "#error" in self.code:
-            raise CompileException("#error directive")
-        raise NotImplementedError(f"the stand-in runs no kernels: {self.name}")
-
-
-class RawModule:
-    def __init__(self, *, code=None, path=None, options=(), backend="nvrtc", name_expressions=None, **kwargs):
-        self.code, self.options, self.name_expressions = code, options, name_expressions
-
-    def get_function(self, name):
-        return RawKernel(self.code, name, self.options)
-
-
-Stream.null = Stream(null=True)

@@ -25,10 +25,13 @@ def standin_cupy(monkeypatch):
     for name, module in {
         "cupy": standin,
         "cupy.cuda": standin.cuda,
+        "cupy.cuda.memory": standin.cuda.memory,
         "cupyx": importlib.import_module("tests.standin_cupy.cupyx"),
     }.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delenv("CULUX_DEVICE", raising=False)
+    monkeypatch.setenv("CULUX_CUBLASLT", "0")  # a real one would take host addresses for the GPU's
+    monkeypatch.setenv("CULUX_AUTOTUNE", "0")  # timing means nothing here
     real = registry._backends.pop("cupy", None)
     forget_types()
     yield standin

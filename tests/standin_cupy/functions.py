@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.standin_cupy import array as arrays
+from tests.standin_cupy import indexing, runtime
 from tests.standin_cupy.array import HOOK, SCALARS, ndarray, run
 
 # NumPy's name of each elementwise function; CuPy's kernel is called cupy_<name>, and aliases share one.
@@ -62,6 +63,8 @@ FUNCTIONS = (
 
 VIEWS = ("broadcast_to expand_dims flip fliplr flipud imag matrix_transpose moveaxis real rollaxis rot90").split()
 
+IN_PLACE = ("copyto", "put_along_axis")
+
 # Functions that return no arrays, and those that make arrays of numbers alone.
 PLAIN = (
     "broadcast_shapes can_cast common_type finfo iinfo isdtype isscalar issubdtype min_scalar_type ndim"
@@ -110,11 +113,12 @@ class ufunc:
         if self.__name__ not in ("add", "subtract", "maximum", "minimum"):
             raise NotImplementedError(f"`{self.__name__}.at` is not supported")
 
-        def write(host, *values):
-            self._numpy.at(host, arrays.prepare_index(index), *values)
+        prepared = indexing.on_host(index)
 
-        run(write, (array,) if value is None else (array, value), {})
-        array._allocation.memory.use(writing=True)
+        def write(host, *values):
+            self._numpy.at(host, prepared, *values)
+
+        run(write, (array,) if value is None else (array, value), {}, writes=[array])
 
     def __repr__(self):
         return f"<ufunc '{self.name}'>"
@@ -146,7 +150,7 @@ def of_arrays(name):
             raise TypeError(f"cupy.{name}: expected cupy.ndarray, got {[type(arg).__name__ for arg in args]}")
         if name in VIEWS:
             return arrays.view(numpy_function, *args, **kwargs)
-        return run(numpy_function, args, kwargs, out=out)
+        return run(numpy_function, args, kwargs, out=out, writes=args[:1] if name in IN_PLACE else ())
 
     function.__name__ = function.__qualname__ = name
     return function
@@ -193,10 +197,11 @@ def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocki
     if isinstance(obj, list | tuple) and any(isinstance(item, ndarray) for item in obj):
         made = run(np.stack, (list(obj),), {})
         return made if dtype is None else made.astype(dtype)
+    runtime.get_current_stream().refuse_capture("H2D transfers")
     host = np.array(obj, dtype=dtype, order=order, ndmin=ndmin, copy=True)
     if host.dtype.kind not in "biufc" and host.dtype.name != "bfloat16":
         raise ValueError(f"Unsupported dtype {host.dtype}")
-    return run(lambda: host.astype(host.dtype.newbyteorder("=")), (), {})
+    return run(lambda: host.astype(host.dtype.newbyteorder("=")), (), {}, counted=False)
 
 
 def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):

@@ -13,23 +13,22 @@ from collections import defaultdict
 
 import numpy as np
 
+from tests.standin_cupy.errors import CUDARuntimeError, StandinError, StreamRace, capture_error, disallowed
+
 POISON = 0xFF  # NaN in every float dtype
 
 
-class StreamRace(AssertionError):
-    """Two streams, or a stream and the host, used memory without an order between them."""
-
-
-class CUDARuntimeError(RuntimeError):
-    """A call that the fake runtime refuses."""
-
-
-class CompileException(Exception):
-    """What CuPy raises for a source that does not compile."""
-
-
 class Machine:
-    """All state of the fake devices; `reset` between tests."""
+    """All state of the fake devices; `reset` between tests.
+
+    Attributes:
+        log: launches, copies, events, waits and graphs, in order.
+        launches: raw kernels launched.
+        library_calls: operations of the array library that are work for a device, copies from and to the host not
+            counted; views are no work.
+        device_bytes: the memory of a device.
+        held: bytes by device that pools hold.
+    """
 
     def __init__(self):
         self.local = threading.local()
@@ -37,16 +36,18 @@ class Machine:
 
     def reset(self, device_count=1):
         self.device_count = device_count
+        self.device_bytes = 80 * 2**30
         self.log = []
+        self.launches = self.library_calls = 0
         self.pending = []
-        self.free = defaultdict(list)
-        self.used = defaultdict(int)
+        self.captures = []
+        self.default_pool = None
+        self.null_streams = {}
         self.held = defaultdict(int)
         self.host_clock = defaultdict(int)
         self.ticks = defaultdict(int)
         self.names = itertools.count(1)
-        self.local.device = 0
-        self.local.streams = {}
+        self.local.__dict__.clear()
 
 
 machine = Machine()
@@ -87,6 +88,9 @@ class Device:
         machine.local.device = self.id
 
     def synchronize(self):
+        for capture in machine.captures:
+            if capture.origin.device_id == self.id:
+                raise capture.refused("StreamCaptureUnsupported")
         machine.log.append(("synchronize", f"device {self.id}"))
         host_waits(machine.ticks)
 
@@ -103,6 +107,7 @@ class Device:
         return f"<CUDA Device {self.id}>"
 
     compute_capability = "90"
+    attributes = {"MaxSharedMemoryPerBlockOptin": 227 * 1024}  # noqa: RUF012 (as CuPy has it)
 
 
 def current_device():
@@ -113,25 +118,56 @@ class Event:
     def __init__(self, block=False, disable_timing=False, interprocess=False):
         self.name = f"event {next(machine.names)}"
         self.clock = defaultdict(int)
+        self.disable_timing = disable_timing
+        self.tick = None
+        self.captured = None  # the capture it was last recorded in, its name there, and the capture's clock
 
     def record(self, stream=None):
         if stream is None:
             raise TypeError("name the stream: CuPy's documentation says the null stream, its code the current one")
-        stream.enqueue()
-        self.clock = stream.clock.copy()
         machine.log.append(("record", self.name, stream.name))
+        if stream.capture is not None:
+            stream.capture.record_event(stream, self)
+            return
+        stream.enqueue()
+        self.clock, self.captured = stream.clock.copy(), None
+        self.tick = stream.clock[stream.name]
 
     def synchronize(self):
+        if self.captured is not None:
+            raise self.captured[0].refused("CapturedEvent")
         machine.log.append(("synchronize", self.name))
         host_waits(self.clock)
 
     @property
     def done(self):
-        return all(machine.host_clock[name] >= tick for name, tick in self.clock.items())
+        return self.captured is None and has_happened(self.clock)
+
+
+def get_elapsed_time(start_event, end_event):
+    """Milliseconds between two events of a stream: whatever was done between them took 0.01 each."""
+    for event in (start_event, end_event):
+        if event.disable_timing or event.tick is None:
+            raise CUDARuntimeError("cudaErrorInvalidResourceHandle: invalid resource handle")
+        if not event.done:
+            raise CUDARuntimeError("cudaErrorNotReady: device not ready")
+    return (end_event.tick - start_event.tick - 1) * 0.01
+
+
+def has_happened(clock):
+    """Whether the host has waited for all of a clock."""
+    return all(machine.host_clock[name] >= tick for name, tick in clock.items())
+
+
+class _NullStream:
+    """The null stream of the current device."""
+
+    def __get__(self, stream, kind):
+        return null_stream(current_device())
 
 
 class Stream:
-    null = None
+    null = _NullStream()
 
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         self.name = "null" if null else f"stream {next(machine.names)}"
@@ -139,13 +175,41 @@ class Stream:
         self.device_id = current_device()
         self.is_non_blocking = non_blocking
         self.clock = defaultdict(int)
+        self.capture = None
         self._outer = []
 
     def enqueue(self):
         """New work: after all earlier work of the stream and after all that the host has waited for."""
+        self._check_legacy()
         merge(self.clock, machine.host_clock)
         self.clock[self.name] += 1
         machine.ticks[self.name] = self.clock[self.name]
+
+    def begin(self, reads, writes):
+        """New work that uses memory."""
+        self.enqueue()
+        for memory in reads:
+            memory.use_on(self, writing=False)
+        for memory in writes:
+            memory.use_on(self, writing=True)
+
+    def submit(self, work, reads, writes):
+        """Do new work, or record it where the stream captures."""
+        if self.capture is not None:
+            self.capture.record(self, work, reads, writes)
+        else:
+            self.begin(reads, writes)
+            work()
+
+    def refuse_capture(self, what):
+        """Raise CuPy's error for what a capturing stream cannot do."""
+        if self.capture is not None:
+            raise disallowed(what)
+
+    def _check_legacy(self):
+        for capture in machine.captures if self.ptr == 0 else ():
+            if not capture.origin.is_non_blocking and capture.origin.device_id == self.device_id:
+                raise capture.refused("StreamCaptureImplicit")
 
     def record(self, event=None):
         event = Event() if event is None else event
@@ -154,14 +218,45 @@ class Stream:
 
     def wait_event(self, event):
         machine.log.append(("wait", self.name, event.name))
-        merge(self.clock, event.clock)
+        capture = self.capture or (event.captured and event.captured[0])
+        if not capture:
+            merge(self.clock, event.clock)
+        elif event.captured is None and event.clock:
+            raise capture.refused("StreamCaptureIsolation")
+        elif event.captured is not None:
+            if event.captured[0] is not capture or capture not in machine.captures:
+                raise capture.refused("CapturedEvent")
+            capture.wait_event(self, event)
 
     def synchronize(self):
+        if self.capture is not None:
+            raise self.capture.refused("StreamCaptureUnsupported")
         machine.log.append(("synchronize", self.name))
         host_waits(self.clock)
 
+    def begin_capture(self, mode=None):
+        from tests.standin_cupy.capture import Capture
+
+        if mode not in (None, 2):
+            raise NotImplementedError("the stand-in captures in the relaxed mode")
+        if self.ptr == 0:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        if self.capture is not None:
+            raise self.capture.refused("IllegalState")
+        machine.log.append(("capture", self.name))
+        self.capture = Capture(self)
+
+    def end_capture(self):
+        if self.capture is None:
+            raise capture_error("IllegalState")
+        return self.capture.end(self)
+
+    def is_capturing(self):
+        self._check_legacy()
+        return self.capture is not None
+
     def use(self):
-        machine.local.streams[current_device()] = self
+        machine.local.__dict__.setdefault("streams", {})[current_device()] = self
         return self
 
     def __enter__(self):
@@ -173,34 +268,52 @@ class Stream:
 
     @property
     def done(self):
-        return all(machine.host_clock[name] >= tick for name, tick in self.clock.items())
+        if self.capture is not None:
+            self.capture.refused("StreamCaptureUnsupported")  # CuPy answers, and the capture is lost
+            return False
+        return has_happened(self.clock)
 
 
 def get_current_stream(device_id=None):
     device = current_device() if device_id is None else device_id
-    if device not in machine.local.__dict__.setdefault("streams", {}):
-        stream = Stream(null=True)
-        stream.name = f"null {device}"
-        machine.local.streams[device] = stream
-    return machine.local.streams[device]
+    stream = machine.local.__dict__.setdefault("streams", {}).get(device)
+    return null_stream(device) if stream is None else stream
+
+
+def null_stream(device):
+    """The null stream of a device, the same in all threads."""
+    if device not in machine.null_streams:
+        stream = machine.null_streams[device] = Stream(null=True)
+        stream.name, stream.device_id = f"null {device}", device
+    return machine.null_streams[device]
+
+
+def root_of(host):
+    """The array that owns the memory of a NumPy array."""
+    while isinstance(host.base, np.ndarray):
+        host = host.base
+    return host
 
 
 class Memory:
-    """A piece of device memory: its bytes, where it is, and who used it last."""
+    """A piece of device memory: its bytes, where it is, which allocation has it, and who used it last."""
 
-    def __init__(self, root, device, pool_key=None):
-        self.root = root
-        self.device = device
-        self.pool_key = pool_key
+    def __init__(self, root, device, pool, key):
+        self.root, self.device, self.pool, self.key = root, device, pool, key
+        self.generation = 0
+        self.asked = root.nbytes  # of the bytes; the rest of the block belongs to nobody
+        self.in_use = self.released = False
         self.last_write = None
         self.last_reads = {}
 
-    def use(self, writing):
-        """Check that the current stream may read or write the memory now, and note that it does."""
-        stream = get_current_stream()
-        self.use_on(stream, writing)
+    def is_overrun(self):
+        """Whether somebody wrote into the rest of the block."""
+        return bool((self.root[self.asked :] != POISON).any())
 
     def use_on(self, stream, writing):
+        """Check that a stream may read or write the memory now, and note that it does."""
+        if self.released or self.pool() is None:
+            raise StandinError("memory is used that its pool has given back: keep the pool as long as its arrays")
         earlier = [] if self.last_write is None else [self.last_write]
         if writing:
             earlier += list(self.last_reads.items())
@@ -216,35 +329,6 @@ class Memory:
             self.last_write, self.last_reads = (stream.name, stream.clock[stream.name]), {}
         else:
             self.last_reads[stream.name] = stream.clock[stream.name]
-
-
-class Allocation:
-    """Memory as long as an array holds it; then it goes back to the pool, poisoned, its history kept."""
-
-    def __init__(self, memory):
-        self.memory = memory
-        self.used, self.held, self.free = machine.used, machine.held, machine.free
-        self.used[memory.device] += memory.root.nbytes
-        if memory.pool_key is None:
-            self.held[memory.device] += memory.root.nbytes
-
-    def __del__(self):
-        memory = self.memory
-        self.used[memory.device] -= memory.root.nbytes
-        if memory.pool_key is None:
-            self.held[memory.device] -= memory.root.nbytes
-        else:
-            memory.root[...] = POISON
-            self.free[memory.pool_key].append(memory)
-
-
-def allocate(nbytes):
-    """Poisoned bytes from the part of the pool that belongs to the current device and stream."""
-    key = (current_device(), get_current_stream().name, nbytes)
-    if machine.free[key]:
-        return Allocation(machine.free[key].pop())
-    machine.held[current_device()] += nbytes
-    return Allocation(Memory(np.full(nbytes, POISON, np.uint8), current_device(), key))
 
 
 class PendingCopy:
@@ -263,7 +347,6 @@ class PendingCopy:
 
 def copy_async(source, target, allocation, stream):
     """Enqueue a copy of page-locked bytes; they are read when the copy happens, not now."""
-    stream.enqueue()
-    allocation.memory.use_on(stream, writing=True)
+    stream.begin((), (allocation.memory,))
     machine.log.append(("copy", stream.name, source.nbytes))
     PendingCopy(source, target, allocation, stream)

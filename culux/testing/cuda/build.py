@@ -11,13 +11,12 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from culux.backends.cache import cache_folder
 from culux.errors import KernelError
 from culux.testing.cuda.source import Translation
 
@@ -73,7 +72,7 @@ def build(kind: Build, translation: Translation, options: Sequence[str] = ()) ->
     parts = ["scheduler", "block", "fibers"] + ([] if kind == "plain" else ["runner"])
     objects = [str(_runtime_object(part, races=kind == "races")) for part in parts]
     key = _key(*flags, translation.text)
-    target = _cache() / f"kernel-{key}{'.so' if kind == 'plain' else ''}"
+    target = cache_folder("kernels") / f"kernel-{key}{'.so' if kind == 'plain' else ''}"
     arguments = [*flags, *link, "-x", "c++", "-", "-x", "none", *objects]
     _compile(arguments, target, translation.text, f"{translation.label} does not compile for the emulator")
     return target
@@ -82,7 +81,7 @@ def build(kind: Build, translation: Translation, options: Sequence[str] = ()) ->
 def _runtime_object(part: str, *, races: bool) -> Path:
     flags = [*_COMMON, "-O2", "-fno-tree-loop-distribute-patterns", f"-I{_RUNTIME / 'include'}", f"-I{_RUNTIME}", "-c"]
     flags += ["-DCULUX_RACES"] if races else []
-    target = _cache() / f"{part}-{_key(*flags)}.o"
+    target = cache_folder("kernels") / f"{part}-{_key(*flags)}.o"
     source = _RUNTIME / f"{part}.cpp"
     _compile([*flags, str(source)], target, None, "the emulator's runtime does not compile")
     return target
@@ -117,25 +116,3 @@ def _toolchain() -> str:
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=False).stdout
     sources = sorted(path for path in _RUNTIME.rglob("*") if path.suffix in (".h", ".cpp"))
     return version + "".join(path.read_text() for path in sources)
-
-
-@functools.cache
-def _writable(place: str) -> Path:
-    """The folder `place`; where it cannot be written, a temporary one for this process."""
-    try:
-        Path(place).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place):
-            return Path(place)
-    except OSError as error:
-        temporary = tempfile.mkdtemp(prefix="culux-kernels-")
-        warnings.warn(f"{place} cannot be written ({error}); compiled kernels go to {temporary}", stacklevel=2)
-        return Path(temporary)
-
-
-def _cache() -> Path:
-    """Where compiled kernels are kept: $CULUX_CACHE_DIR, else the XDG cache."""
-    place = os.environ.get("CULUX_CACHE_DIR")
-    if not place:
-        xdg = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        place = os.path.join(xdg, "culux")
-    return _writable(os.path.join(place, "kernels"))

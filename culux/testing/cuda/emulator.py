@@ -23,6 +23,7 @@ SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 # The emulator has one set of threads and static shared memory, as one GPU has.
 _launching = threading.Lock()
+_stacks = ctypes.c_void_p()  # of the threads, for all kernels; made by the first launch
 
 
 class EmulatedModule:
@@ -44,7 +45,8 @@ class EmulatedModule:
         library = ctypes.CDLL(str(build("plain", self.translation, self.options)))
         library.culux_emu_parameters.restype = ctypes.c_char_p
         library.culux_emu_launch.restype = ctypes.c_char_p
-        library.culux_emu_launch.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64]
+        pointer = ctypes.c_void_p
+        library.culux_emu_launch.argtypes = [ctypes.c_int, pointer, pointer, ctypes.c_uint64, pointer]
         self._library = library
 
     def kernel(self, name: str | None = None) -> EmulatedKernel:
@@ -112,7 +114,7 @@ class EmulatedKernel:
         values = [_as_value(parameter, value) for parameter, value in zip(self.parameters, args, strict=True)]
         pointers = (ctypes.c_void_p * max(len(values), 1))(*(value.ctypes.data for value in values))
         with _launching:
-            failure = self.module._library.culux_emu_launch(self.number, pointers, config, seed)
+            failure = self.module._library.culux_emu_launch(self.number, pointers, config, seed, ctypes.byref(_stacks))
         if failure is not None:
             raise KernelError(f"kernel {self.name}: {failure.decode()} [schedule {schedule}, seed {seed}]")
 

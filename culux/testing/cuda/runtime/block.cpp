@@ -8,7 +8,7 @@
 namespace culux_emu {
 
 void Block::prepare(dim3 size) {
-    // The stacks of threads that a failed launch left waiting are given up: their kernel calls never end.
+    // The fibers of threads that a failed launch left waiting are given up: their kernel calls never end.
     threads.assign(std::size_t(size.x) * size.y * size.z, Thread{});
     warps.assign((threads.size() + 31) / 32, Warp{});
     received.assign(threads.size() * 32, 0);

@@ -15,20 +15,33 @@ namespace culux_emu {
 namespace {
 
 constexpr std::size_t stack_bytes = 256 * 1024, page = 4096;
+constexpr std::size_t most_stacks = 1024;  // the threads of a block
 
-// The lowest page is no memory: a kernel that overruns its stack stops instead of writing into the next one.
+char* stacks = nullptr;
+std::size_t stacks_used = 0;
+
 char* new_stack() {
-    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    void* memory = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-    if (memory == MAP_FAILED) std::abort();
-    mprotect(memory, page, PROT_NONE);
-    return static_cast<char*>(memory);
+    if (stacks_used == most_stacks) std::abort();
+    return stacks + stack_bytes * stacks_used++;
 }
 
 // Stacks that start at the same place of a page compete for the same lines of the cache.
 std::size_t stagger(unsigned index) { return index % 32 * 7 * 64 % 2048; }
 
 }  // namespace
+
+void use_stacks(void** memory) {
+    if (!*memory) {
+        const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        *memory = mmap(nullptr, most_stacks * stack_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+        if (*memory == MAP_FAILED) std::abort();
+        // The lowest page is no memory: a kernel that overruns its stack stops instead of writing into the next one.
+        for (std::size_t i = 0; i < most_stacks; ++i)
+            mprotect(static_cast<char*>(*memory) + i * stack_bytes, page, PROT_NONE);
+    }
+    stacks = static_cast<char*>(*memory);
+    stacks_used = 0;
+}
 
 #ifdef __x86_64__
 
@@ -68,6 +81,8 @@ Fiber* new_fiber(void (*body)(), unsigned index) {
     return new Fiber{top, new_race_fiber()};
 }
 
+void delete_fiber(Fiber* fiber) { delete fiber; }
+
 Fiber* own_fiber() { return new Fiber{nullptr, this_race_fiber()}; }
 
 void switch_fiber(Fiber* from, Fiber* to) {
@@ -85,6 +100,11 @@ Fiber* new_fiber(void (*body)(), unsigned index) {
     context->uc_link = nullptr;
     makecontext(context, body, 0);
     return new Fiber{context, new_race_fiber()};
+}
+
+void delete_fiber(Fiber* fiber) {
+    delete static_cast<ucontext_t*>(fiber->stack_pointer);
+    delete fiber;
 }
 
 Fiber* own_fiber() { return new Fiber{new ucontext_t, this_race_fiber()}; }

@@ -53,7 +53,8 @@ int main(int, char** paths) {
         pointers.push_back(argument.kind == 0 ? argument.data : reinterpret_cast<char*>(&argument.data));
     }
     std::fclose(input);
-    if (const char* text = culux_emu_launch(kernel, pointers.data(), config, seed)) {
+    void* stacks = nullptr;
+    if (const char* text = culux_emu_launch(kernel, pointers.data(), config, seed, &stacks)) {
         std::fprintf(stderr, "culux: %s\n", text);
         std::fflush(stderr);
         std::_Exit(3);

@@ -170,7 +170,10 @@ using namespace culux_emu;
 
 const char* culux_emu_parameters(int number) { return culux_emu_entries[number].parameters(); }
 
-const char* culux_emu_launch(int number, void** arguments, const int* config, std::uint64_t seed) {
+const char* culux_emu_launch(int number, void** arguments, const int* config, std::uint64_t seed, void** stacks) {
+    for (Fiber* fiber : idle_fibers) delete_fiber(fiber);
+    idle_fibers.clear();
+    use_stacks(stacks);
     failure.clear();
     complaint = nullptr;
     entry = &culux_emu_entries[number];

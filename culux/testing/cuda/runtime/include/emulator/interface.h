@@ -52,9 +52,9 @@ extern "C" {
 // Defined at the end of every translated kernel file.
 extern const culux_emu::Entry culux_emu_entries[];
 // Runs kernel number `entry`. `config`: grid x y z, block x y z, dynamic shared bytes, schedule, shared poison byte.
-// Returns null, or the text of what went wrong.
+// `stacks` points to what the first launch of the process makes. Returns null, or the text of what went wrong.
 #pragma GCC visibility push(default)
-const char* culux_emu_launch(int entry, void** arguments, const int* config, std::uint64_t seed);
+const char* culux_emu_launch(int entry, void** arguments, const int* config, std::uint64_t seed, void** stacks);
 const char* culux_emu_parameters(int entry);
 #pragma GCC visibility pop
 }

@@ -1,0 +1,71 @@
+"""What users call, on CuPy arrays, and the launches that it takes: asserted by tests, printed by `make kernels`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import culux
+from culux import nn
+from culux.optim import Adam, AdamW, Descent, Lion, Momentum, chain, clip_norm
+from culux.testing import cost
+
+
+def normal(cp, *shape, dtype="float32", seed=0):
+    return cp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
+
+
+def operations(cp):
+    """By name: a function of float arrays, and those arrays."""
+    x, weight, bias = normal(cp, 16, 24), normal(cp, 20, 24), normal(cp, 20)
+    image, scale, shift = normal(cp, 4, 6, 5, 5), normal(cp, 6), normal(cp, 6)
+    labels, ids = cp.asarray(np.arange(16) % 20), cp.asarray(np.arange(12) % 7)
+    state = culux.gpu_device()(culux.random.rng_state(0))
+    mean, var = cp.zeros(6, "float32"), cp.ones(6, "float32")
+
+    def batchnorm(*args, training):
+        return nn.batchnorm(*args, mean, var, training=training, activation=nn.relu)[0]
+
+    return {
+        "dense relu": (lambda *a: nn.dense(*a, activation=nn.relu), (x, weight, bias)),
+        "dense gelu": (lambda *a: nn.dense(*a, activation=nn.gelu), (x, weight, bias)),
+        "batchnorm relu": (lambda *a: batchnorm(*a, training=True), (image, scale, shift)),
+        "batchnorm test mode": (lambda *a: batchnorm(*a, training=False), (image, scale, shift)),
+        "layernorm": (lambda *a: nn.layernorm(*a, ndim=1), (x, normal(cp, 24), normal(cp, 24))),
+        "rmsnorm": (lambda *a: nn.rmsnorm(*a, ndim=1), (x, normal(cp, 24))),
+        "gelu": (nn.gelu, (x,)),
+        "softmax": (nn.softmax, (x,)),
+        "log_softmax": (nn.log_softmax, (x,)),
+        "cross entropy": (lambda a: nn.softmax_cross_entropy(a, labels), (normal(cp, 16, 20),)),
+        "dropout": (lambda a: nn.dropout(a, state, p=0.3, training=True)[0], (x,)),
+        "embedding": (lambda a: nn.embedding(ids, a), (normal(cp, 7, 8),)),
+        "maxpool": (lambda a: nn.maxpool(a, 2), (image,)),
+        "meanpool": (lambda a: nn.meanpool(a, 2), (image,)),
+    }
+
+
+def launches(cp):
+    """By name of a call: its cost, of everything in `operations` both ways, and of an update by every rule."""
+    found = {}
+    for name, (function, arrays) in operations(cp).items():
+        function(*arrays)
+        found[f"{name} forward"] = cost(function, *arrays)
+        y, pullback = culux.vjp(function, *arrays)
+        dy = cp.ones_like(y)
+        pullback(dy)
+        found[f"{name} backward"] = cost(pullback, dy)
+    ps = culux.gpu_device()(culux.setup(0, culux.Chain(culux.Dense(5, 7), culux.BatchNorm(7), culux.Dense(7, 3)))[0])
+    grads = culux.tree.map(cp.ones_like, ps)
+    for name, rule in RULES.items():
+        state, moved = culux.optim.update(culux.optim.setup(rule, ps), ps, grads)
+        found[f"{name} update"] = cost(culux.optim.update, state, moved, grads)
+    return found
+
+
+RULES = {
+    "Adam": Adam(),
+    "AdamW": AdamW(),
+    "Momentum": Momentum(),
+    "Descent": Descent(),
+    "Lion": Lion(),
+    "Adam after clip_norm": chain(clip_norm(1.0), Adam()),
+}

@@ -1,0 +1,38 @@
+"""How many launches each call takes: exact, and no work of the array library besides."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import culux
+from tests import kernel_calls
+from tests.kernel_support import work
+
+# Launches of each call; every call not named here takes one.
+EXPECTED = {
+    "batchnorm test mode backward": 2,
+    "layernorm backward": 2,
+    "rmsnorm backward": 2,
+    "Adam after clip_norm update": 2,
+    "embedding backward": 2,  # the sort, and the sums of one chunk of ids
+}
+
+
+def test_launches_of_every_call(standin_cupy):
+    counted = kernel_calls.launches(standin_cupy)
+    folder = os.environ.get("CULUX_KERNEL_REPORT")
+    if folder:
+        (Path(folder) / "calls.json").write_text(json.dumps({name: cost.kernels for name, cost in counted.items()}))
+    launches = {name: cost.launches for name, cost in counted.items()}
+    assert launches == {name: EXPECTED.get(name, 1) for name in launches}
+    assert not any(cost.transfers for cost in counted.values())
+
+
+def test_no_work_of_the_array_library(standin_cupy):
+    for name, (function, arrays) in kernel_calls.operations(standin_cupy).items():
+        y, pullback = culux.vjp(function, *arrays)
+        assert work(standin_cupy, functools.partial(function, *arrays))[1] == 0, f"{name} forward"
+        assert work(standin_cupy, functools.partial(pullback, standin_cupy.ones_like(y)))[1] == 0, f"{name} backward"
