@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import culux
-from culux import nn
+from culux import losses, nn
 from culux.optim import Adam, AdamW, Descent, Lion, Momentum, chain, clip_norm
 from culux.testing import cost
 
@@ -43,16 +43,45 @@ def operations(cp):
     }
 
 
+def at_other_sizes(cp):
+    """Operations at the shapes for which other kernels serve."""
+    plane, one = normal(cp, 1, 1, 250, 250), cp.ones(1, "float32")
+    pixels, classes = normal(cp, 2, 5, 3, 3), cp.asarray(np.arange(18).reshape(2, 3, 3) % 5)
+    many = cp.asarray(np.arange(40_000) % 7)
+    labels = cp.asarray(np.arange(3) % 5)
+    found = {
+        "dense relu of 512 x 520 x 520": (
+            lambda *a: nn.dense(*a, activation=nn.relu), (normal(cp, 512, 520), normal(cp, 520, 520), normal(cp, 520)),
+        ),
+        "batchnorm of 62500 values": (
+            lambda *a: nn.batchnorm(*a, None, None, training=True)[0], (plane, one, cp.zeros(1, "float32")),
+        ),
+        "softmax of columns": (lambda a: nn.softmax(a, axis=0), (normal(cp, 30, 20),)),
+        "mean cross entropy": (lambda a: losses.cross_entropy(a, labels), (normal(cp, 3, 5),)),
+        "cross entropy of pixels": (lambda a: nn.softmax_cross_entropy(a, classes), (pixels,)),
+        "embedding of 40000 ids": (lambda a: nn.embedding(many, a), (normal(cp, 7, 4),)),
+        "embedding of 40 ids": (lambda a: nn.embedding(many[:40].copy(), a), (normal(cp, 7, 4),)),
+    }  # fmt: skip
+    for width in (600, 7000):
+        row, ones = normal(cp, 2, width), cp.ones(width, "float32")
+        found[f"layernorm of {width}"] = (lambda *a: nn.layernorm(*a, ndim=1), (row, ones, ones * 0))
+        found[f"softmax of {width}"] = (nn.softmax, (row,))
+    return found
+
+
 def launches(cp):
-    """By name of a call: its cost, of everything in `operations` both ways, and of an update by every rule."""
+    """By name of a call: its cost, of every operation both ways, and of an update by every rule."""
     found = {}
-    for name, (function, arrays) in operations(cp).items():
+    for name, (function, arrays) in (operations(cp) | at_other_sizes(cp)).items():
         function(*arrays)
         found[f"{name} forward"] = cost(function, *arrays)
         y, pullback = culux.vjp(function, *arrays)
         dy = cp.ones_like(y)
         pullback(dy)
         found[f"{name} backward"] = cost(pullback, dy)
+    state = culux.gpu_device()(culux.random.rng_state(0))
+    culux.random.uniform(state, 10)
+    found["uniform"] = cost(culux.random.uniform, state, 10)
     ps = culux.gpu_device()(culux.setup(0, culux.Chain(culux.Dense(5, 7), culux.BatchNorm(7), culux.Dense(7, 3)))[0])
     grads = culux.tree.map(cp.ones_like, ps)
     for name, rule in RULES.items():

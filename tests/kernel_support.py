@@ -31,16 +31,16 @@ def check(kernel, grid, block, *args, shared=0, reference=None, **options):
     report = check_kernel(
         kernel.program.text, packed, grid, block, name=kernel.name, shared=shared, reference=reference, **options
     )
-    _note(kernel, report)
+    note(kernel.program.family, kernel.name, report)
     return report
 
 
-def _note(kernel, report):
+def note(family, kernel, report):
     """Leave what was run for the table of `make kernels`."""
     folder = os.environ.get("CULUX_KERNEL_REPORT")
     if folder:
         runs = [{"mode": run.mode, "seconds": run.seconds} for run in report.runs]
-        entry = {"family": kernel.program.family, "kernel": kernel.name, "runs": runs}
+        entry = {"family": family, "kernel": kernel, "runs": runs}
         with (Path(folder) / f"checks-{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
 

@@ -23,6 +23,7 @@ from culux.optim import (
     weight_decay,
 )
 from culux.testing import cost
+from tests.kernel_support import note
 from tests.optim_support import assert_close, by_hand, on, steps, uneven, uneven_gradients
 from tests.support import requires
 
@@ -142,10 +143,11 @@ def test_the_update_passes_every_check(dtype, loose):
     table = checked_table(dtype, loose=loose)[0]
     args = [table, g, checked_rows(), np.bool_(loose), partials, np.int32(700), x, m, v, *out]
     text = program("optimise", dtype, constants=optimise.CONSTANTS).text + CHECKED
-    check_kernel(
+    report = check_kernel(
         text, args, (5,), (64,), name="checked_update",
         reference=lambda *_: tuple(a.astype(dtype) for a in expected_update(x, m, v, g, partials)),
     )  # fmt: skip
+    note("optimise", "optimise_update", report)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -158,7 +160,8 @@ def test_the_norm_passes_every_check(dtype):
     args = [checked_table(dtype, loose=False)[0], g, checked_rows(), np.int64(5), np.empty(2)]
     squares = g.astype("float64") ** 2
     expected = [squares[:2048].sum() + squares[2071:2096].sum(), squares[2048:2070].sum()]
-    check_kernel(text, args, (2,), (64,), name="checked_norm", rtol=1e-5, reference=lambda *_: np.array(expected))
+    reference = {"rtol": 1e-5, "reference": lambda *_: np.array(expected)}
+    note("optimise", "optimise_norm", check_kernel(text, args, (2,), (64,), name="checked_norm", **reference))
 
 
 def test_a_launch_has_no_more_parameters_than_every_gpu_takes():
