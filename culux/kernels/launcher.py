@@ -32,7 +32,10 @@ class Kernel:
         self.program = source
         self.name = name
         self.parameters = source.kernels[name]
-        self._checks = [(p.pointer, p.dtype, None if p.dtype is None else p.dtype.type) for p in self.parameters]
+        self._pointers = [(i, p.dtype) for i, p in enumerate(self.parameters) if p.pointer]
+        self._scalars = [
+            (i, p.dtype.type) for i, p in enumerate(self.parameters) if not p.pointer and p.dtype is not None
+        ]
         self._compiled: dict[str, Any] = {}
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, shared: int = 0) -> None:
@@ -49,23 +52,23 @@ class Kernel:
             KernelError: for arguments that are not what the kernel declares, or a source that does not compile.
             DeviceError: for arrays on different devices.
         """
-        if len(args) != len(self._checks):
-            raise KernelError(f"{self}: expected {len(self._checks)} arguments, got {len(args)}")
-        packed: list[Any] = []
-        arrays: list[Array] = []
-        for (pointer, dtype, scalar), value in zip(self._checks, args, strict=True):
-            if not pointer:
-                packed.append(value if scalar is None else self._scalar(scalar, value, len(packed)))
+        if len(args) != len(self.parameters):
+            raise KernelError(f"{self}: expected {len(self.parameters)} arguments, got {len(args)}")
+        arrays = []
+        for i, dtype in self._pointers:
+            value = args[i]
+            if value is None:
                 continue
-            if value is not None:
-                try:
-                    fits = (dtype is None or value.dtype == dtype) and value.flags.c_contiguous
-                except AttributeError:
-                    fits = False
-                if not fits:
-                    self._refuse(len(packed), value)
-                arrays.append(value)
-            packed.append(value)
+            try:
+                fits = (value.dtype is dtype or dtype is None or value.dtype == dtype) and value.flags.c_contiguous
+            except AttributeError:
+                fits = False
+            if not fits:
+                self._refuse(i, value)
+            arrays.append(value)
+        packed = list(args)
+        for i, kind in self._scalars:
+            packed[i] = self._scalar(kind, args[i], i)
         backend = backend_of(*arrays)
         compiled = self._compiled.get(backend.name)
         if compiled is None:

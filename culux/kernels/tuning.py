@@ -94,10 +94,10 @@ def _pick(
 ) -> str:
     if default not in candidates:
         raise KernelError(f"{operation}: expected a default among {', '.join(candidates)}, got {default!r}")
-    if not all(isinstance(part, int | str) for part in key):
-        raise KernelError(f"{operation}: expected a key of integers and strings, got {key!r}")
     if not _enabled() or timer is None or len(candidates) == 1:
         return default
+    if not all(isinstance(part, int | str) for part in key):
+        raise KernelError(f"{operation}: expected a key of integers and strings, got {key!r}")
     with _lock:
         if (operation, key, device) not in _winners:  # another thread may have timed it meanwhile
             versions = {"culux": _version(), **timer.versions}
