@@ -28,12 +28,26 @@ def tape_body(x: np.ndarray, chain: Callable[[Any, Any], Any]) -> Body:
 
 def dense_body(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, dy: np.ndarray, activation: str) -> Body:
     """Forward and backward of one Dense layer, with the gradients of weight, bias and input."""
-    import torch
     from torch import nn
 
     layer = nn.Linear(*reversed(weight.shape))
     load(layer, [weight, bias])
-    model = nn.Sequential(layer, {"relu": nn.ReLU(), "gelu": nn.GELU(approximate="tanh")}[activation])
+    return layer_body(nn.Sequential(layer, {"relu": nn.ReLU(), "gelu": nn.GELU(approximate="tanh")}[activation]), x, dy)
+
+
+def conv_body(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, dy: np.ndarray) -> Body:
+    """Forward and backward of one 3x3 convolution, with the gradients of weight, bias and input."""
+    from torch import nn
+
+    layer = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+    load(layer, [weight, bias])
+    return layer_body(layer, x, dy)
+
+
+def layer_body(model: Any, x: np.ndarray, dy: np.ndarray) -> Body:
+    """Forward and backward of a module, with the gradients of its parameters and input."""
+    import torch
+
     leaf, cotangent = torch.tensor(x, requires_grad=True), torch.tensor(dy)
 
     def run() -> Any:
@@ -45,7 +59,8 @@ def dense_body(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, dy: np.ndarr
 
     def result() -> Results:
         y = run()
-        return {"y": [y.detach().numpy()], "gradients": numpy([leaf.grad, layer.weight.grad, layer.bias.grad])}
+        gradients = numpy([leaf.grad, *(parameter.grad for parameter in model.parameters())])
+        return {"y": [y.detach().numpy()], "gradients": gradients}
 
     return Body(run, result)
 

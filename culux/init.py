@@ -331,9 +331,13 @@ class Sparse(Initialiser):
 
 @dataclass(frozen=True, repr=False)
 class Identity(Initialiser):
-    """The identity map: `gain` on the diagonal of (out, in), at index n // 2 of a kernel; zeros for a vector."""
+    """The identity map: `gain` on the diagonal of (out, in), at index n // 2 of a kernel; zeros for a vector.
+
+    `shift` rolls it: by a number along the first axis, or by one for every axis.
+    """
 
     gain: float = 1.0
+    shift: int | tuple[int, ...] = 0
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """`gain` where output i reads input i, at the centre of the kernel."""
@@ -342,7 +346,11 @@ class Identity(Initialiser):
             centre = tuple(n // 2 for n in shape[2:])
             for i in range(min(shape[:2])):
                 drawn[(i, i, *centre)] = self.gain
-        return drawn
+        if isinstance(self.shift, int):
+            return np.roll(drawn, self.shift, axis=0)
+        if len(self.shift) != len(shape):
+            raise ShapeError(f"identity: expected a shift for every axis of {shape}, got {self.shift}")
+        return np.roll(drawn, self.shift, axis=tuple(range(len(shape))))
 
 
 zeros = Zeros()
@@ -372,4 +380,4 @@ orthogonal = Orthogonal()
 sparse = Sparse()
 """``sparse(sparsity, std)``: normal with a share of zeros in every column (Martens 2010)."""
 identity = Identity()
-"""``identity(gain)``: the identity map, for kernels too."""
+"""``identity(gain, shift)``: the identity map, for kernels too."""

@@ -137,6 +137,11 @@ def test_orthogonal_is_uniform_over_rotations():
             LayerError,
             r"normal takes no sdt= \(did you mean 'std'\?\); it takes mean, std",
         ),
+        (
+            lambda rng: init.identity(shift=(1, 2))(rng, (5,)),
+            ShapeError,
+            r"identity: expected a shift for every axis of \(5,\), got \(1, 2\)",
+        ),
         (lambda rng: init.kaiming_normal(mode="in"), LayerError, r"expected mode 'fan_in' or 'fan_out', got 'in'"),
     ],
 )

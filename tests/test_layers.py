@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import pickle
 import re
@@ -87,12 +88,12 @@ LAYERS = [name for name, value in vars(layers).items() if isinstance(value, type
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_documents_its_contract(name):
-    text = getattr(layers, name).__doc__
+    text = inspect.getdoc(getattr(layers, name))
     for section in ("Inputs", "Returns", "Parameters", "States"):
-        assert re.search(rf"^    {section}:$", text, re.M), f"{name} has no section {section}"
+        assert re.search(rf"^{section}:$", text, re.M), f"{name} has no section {section}"
     assert "``" in text.partition("\n")[0], f"the first line of {name} has no formula"
     if name not in ("NoOpLayer", "FlattenLayer"):
-        assert re.search(r"^    Args:$", text, re.M), f"{name} has no section Args"
+        assert re.search(r"^Args:$", text, re.M), f"{name} has no section Args"
 
 
 # Initial values

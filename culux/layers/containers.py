@@ -15,7 +15,16 @@ from culux.errors import EntryError, LayerError, ShapeError, describe, locate
 from culux.layers.basic import NoOpLayer, WrappedFunction
 from culux.tree import Tree, trusted
 
-__all__ = ["BranchLayer", "Chain", "Parallel", "SkipConnection"]
+__all__ = [
+    "BranchLayer",
+    "Chain",
+    "Parallel",
+    "SkipConnection",
+    "as_layer",
+    "join_outputs",
+    "joined_shape",
+    "shape_below",
+]
 
 
 class _Sequence(ContainerLayer):
@@ -28,9 +37,7 @@ class _Sequence(ContainerLayer):
                 f"{kind}: expected layers, or layers by name, got both ({', '.join(named)} by name); "
                 f"{kind}(..., conv=layer, head=layer) names all of them"
             )
-        self._layers: tuple[Layer, ...] = tuple(
-            _as_layer(kind, layer) for layer in (*_spliced(layers), *named.values())
-        )
+        self._layers: tuple[Layer, ...] = tuple(as_layer(kind, layer) for layer in (*_spliced(layers), *named.values()))
         self._names: tuple[str, ...] = tuple(named) or _numbered(len(self._layers))
         if not self._layers:
             raise LayerError(f"{kind}: expected at least one layer")
@@ -46,14 +53,14 @@ class _Sequence(ContainerLayer):
         for child, layer, x in zip(self._names, self._layers, inputs, strict=True):
             y, states[child] = layer(x, ps[child], st[child])
             outputs.append(y)
-        return _join(join, name, tuple(outputs), ps, st, states)
+        return join_outputs(join, name, tuple(outputs), ps, st, states)
 
     def _shapes(self, shapes: Iterable[Any], join: Any, name: str) -> Any:
         found = [
-            _shape_below(self, child, layer, shape)
+            shape_below(self, child, layer, shape)
             for child, layer, shape in zip(self._names, self._layers, shapes, strict=True)
         ]
-        return _joined_shape(self, join, name, tuple(found))
+        return joined_shape(self, join, name, tuple(found))
 
     def _arguments(self) -> list[str]:
         if self._names == _numbered(len(self._layers)):
@@ -105,7 +112,7 @@ class Chain(_Sequence):
     def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """That of the last layer."""
         for name, layer in zip(self._names, self._layers, strict=True):
-            input_shape = _shape_below(self, name, layer, input_shape)
+            input_shape = shape_below(self, name, layer, input_shape)
         return input_shape
 
     def __len__(self) -> int:
@@ -258,7 +265,7 @@ class SkipConnection(ContainerLayer):
 
     def __init__(self, layers: Any, connection: Any) -> None:
         several = isinstance(layers, list | tuple)
-        self.layers: Layer = Chain(*layers) if several else _as_layer("SkipConnection", layers)
+        self.layers: Layer = Chain(*layers) if several else as_layer("SkipConnection", layers)
         self.connection = _joining("SkipConnection", "connection", connection, ())
         if connection is None:
             raise LayerError("SkipConnection: expected connection to be a function or a layer, got None")
@@ -266,12 +273,12 @@ class SkipConnection(ContainerLayer):
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """Run the layers and connect their output with `x`."""
         y, below = self.layers(x, ps["layers"], st["layers"])
-        return _join(self.connection, "connection", (y, x), ps, st, {"layers": below})
+        return join_outputs(self.connection, "connection", (y, x), ps, st, {"layers": below})
 
     def output_shape(self, input_shape: tuple[int, ...]) -> Any:
         """That of the connection."""
-        shapes = (_shape_below(self, "layers", self.layers, input_shape), input_shape)
-        return _joined_shape(self, self.connection, "connection", shapes)
+        shapes = (shape_below(self, "layers", self.layers, input_shape), input_shape)
+        return joined_shape(self, self.connection, "connection", shapes)
 
 
 # Connections that work element by element: their output shape is known without calling them.
@@ -293,7 +300,12 @@ def _spliced(layers: Iterable[Any]) -> Iterator[Any]:
             yield layer
 
 
-def _as_layer(kind: str, value: Any) -> Layer:
+def as_layer(kind: str, value: Any) -> Layer:
+    """A layer as it is, a function wrapped in one.
+
+    Raises:
+        LayerError: for anything else.
+    """
     if is_layer(value):
         return value  # type: ignore[no-any-return]  # just checked
     if callable(value) and not isinstance(value, type):
@@ -315,7 +327,7 @@ def _as_child(name: str, value: Any) -> dict[str, Layer]:
     return {name: value} if is_layer(value) else {}
 
 
-def _join(
+def join_outputs(
     join: Any, name: str, outputs: tuple[Any, ...], ps: Tree, st: Tree, states: dict[str, Tree]
 ) -> tuple[Any, Tree]:
     """``(y, st)`` of a connection: None, a function, or the layer called `name`."""
@@ -328,7 +340,7 @@ def _join(
     return y, trusted({**st, **states}) if changed else st
 
 
-def _shape_below(parent: Layer, name: str, layer: Layer, shape: Any) -> Any:
+def shape_below(parent: Layer, name: str, layer: Layer, shape: Any) -> Any:
     """The child's output shape; an error in it gets the child's name."""
     try:
         return layer.output_shape(shape)
@@ -338,11 +350,17 @@ def _shape_below(parent: Layer, name: str, layer: Layer, shape: Any) -> Any:
         raise
 
 
-def _joined_shape(parent: Layer, join: Any, name: str, shapes: tuple[Any, ...]) -> Any:
+def joined_shape(parent: Layer, join: Any, name: str, shapes: tuple[Any, ...]) -> Any:
+    """The output shape of a connection of outputs of these shapes.
+
+    Raises:
+        LayerError: for a function whose output shape is not known without calling it.
+        ShapeError: for shapes that it does not take.
+    """
     if join is None:
         return shapes
     if is_layer(join):
-        return _shape_below(parent, name, join, shapes)
+        return shape_below(parent, name, join, shapes)
     if join in _ELEMENTWISE or isinstance(join, np.ufunc):
         try:
             return np.broadcast_shapes(*shapes)

@@ -8,16 +8,34 @@ from typing import Any
 import numpy as np
 
 from culux import nn
+from culux.backends.registry import namespace_of
 from culux.core import Layer
-from culux.errors import LayerError, describe
+from culux.errors import LayerError, ShapeError, describe
 from culux.layers.checks import check_probability, in_training, shape_of
-from culux.random import rng_state
+from culux.random import dropout_mask, rng_state
 from culux.tree import Tree, trusted
 
-__all__ = ["Dropout"]
+__all__ = ["AlphaDropout", "Dropout", "VariationalHiddenDropout"]
 
 
-class Dropout(Layer):
+class _Dropout(Layer):
+    """What the layers have in common: the probability, the states, and the shape."""
+
+    p: float
+
+    def __post_init__(self) -> None:
+        check_probability(type(self).__name__, "p", self.p)
+
+    def initial_states(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        """A random state drawn from `rng`, and the mode."""
+        return {"rng": rng_state(rng), "training": True}
+
+    def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The input's."""
+        return input_shape
+
+
+class Dropout(_Dropout):
     """Random zeros in training: ``y = x * mask / (1 - p)``, mask being 0 with probability p; ``y = x`` in test mode.
 
     Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", 2014, with the scale
@@ -43,29 +61,109 @@ class Dropout(Layer):
         LayerError: for a `p` that is no number between 0 and 1; when called, for states that are none of these.
     """
 
-    p: float
-
-    def __post_init__(self) -> None:
-        check_probability("Dropout", "p", self.p)
-
-    def initial_states(self, rng: np.random.Generator) -> Mapping[str, Any]:
-        """A random state drawn from `rng`, and the mode."""
-        return {"rng": rng_state(rng), "training": True}
-
-    def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The input's."""
-        return input_shape
-
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """``x * mask / (1 - p)`` in training, else ``x``."""
         if not in_training(st) or self.p == 0:
             return x, st
         shape_of(x)
-        rng = st["rng"]
-        if type(rng) is not Tree:
-            raise LayerError(
-                f"expected st.rng to be a random state Tree(key=uint64[2], counter=uint64[4]), got {describe(rng)}; "
-                "it comes with the states: ps, st = culux.setup(rng, model)"
-            )
-        y, rng = nn.dropout(x, rng, p=self.p, training=True)
+        y, rng = nn.dropout(x, _random_state(st), p=self.p, training=True)
         return y, trusted({**st, "rng": rng})
+
+
+class AlphaDropout(_Dropout):
+    """Dropout for `selu`: ``y = a * where(mask, x, alpha) + b`` in training, ``y = x`` in test mode.
+
+    Dropped elements, of probability p, become ``alpha = -1.7581``, the limit of `selu`;
+    ``a = ((1 - p) * (1 + p * alpha**2)) ** -0.5`` and ``b = -a * p * alpha`` keep mean 0 and variance 1. p = 1 gives
+    zeros. Klambauer et al., "Self-normalizing neural networks", 2017. The same `st` gives the same mask, on every
+    device; the returned one the next.
+
+    Args:
+        p: the probability of dropping an element.
+
+    Inputs:
+        x: any shape.
+
+    Returns:
+        y of the shape of x, and the states with the random state moved on; in test mode x, and `st` as it was.
+
+    Parameters:
+        None.
+
+    States:
+        rng: the random state, ``Tree(key=uint64[2], counter=uint64[4])``.
+        training: True; set by `culux.train_mode` and `culux.test_mode`.
+
+    Raises:
+        LayerError: for a `p` that is no number between 0 and 1; when called, for states that are none of these.
+    """
+
+    def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
+        """``a * where(mask, x, alpha) + b`` in training, else ``x``."""
+        if not in_training(st) or self.p == 0:
+            return x, st
+        shape_of(x)
+        y, rng = nn.alpha_dropout(x, _random_state(st), p=self.p, training=True)
+        return y, trusted({**st, "rng": rng})
+
+
+class VariationalHiddenDropout(_Dropout):
+    """Dropout with one mask for many calls: ``y = where(mask, x, 0) / (1 - p)`` in training, ``y = x`` in test mode.
+
+    The first call in training draws the mask, those after it take it again, as for the time steps of a sequence,
+    until ``culux.update_state(st, "update_mask", True)``. Gal and Ghahramani, "A theoretically grounded application
+    of dropout in recurrent neural networks", 2016.
+
+    Args:
+        p: the probability of dropping an element.
+
+    Inputs:
+        x: any shape, the same for all calls with one mask.
+
+    Returns:
+        y of the shape of x, and the states with the mask; in test mode x, and `st` as it was.
+
+    Parameters:
+        None.
+
+    States:
+        rng: the random state, ``Tree(key=uint64[2], counter=uint64[4])``; it moves on when a mask is drawn.
+        training: True; set by `culux.train_mode` and `culux.test_mode`.
+        update_mask: True; whether the next call in training draws a mask, which sets it to False.
+        mask: bool, empty at first, then of the shape of x.
+
+    Raises:
+        LayerError: for a `p` that is no number between 0 and 1; when called, for states that are none of these.
+        ShapeError: when called, for an `x` of another shape than the mask's.
+    """
+
+    def initial_states(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        """A random state drawn from `rng`, the mode, and an empty mask."""
+        return {**super().initial_states(rng), "update_mask": True, "mask": np.ones(0, np.bool_)}
+
+    def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
+        """``where(mask, x, 0) / (1 - p)`` in training, else ``x``."""
+        if not in_training(st) or self.p == 0:
+            return x, st
+        shape, mask = shape_of(x), st["mask"]
+        if st["update_mask"]:
+            mask, rng = dropout_mask(_random_state(st), self.p, shape, like=x)
+            st = trusted({**st, "rng": rng, "update_mask": False, "mask": mask})
+        if tuple(mask.shape) != tuple(shape):
+            raise ShapeError(
+                f"expected x of the mask's shape {tuple(mask.shape)}, got {tuple(shape)}; for a new mask "
+                'st = culux.update_state(st, "update_mask", True)'
+            )
+        # With p = 1 nothing is kept, and nothing scaled.
+        return namespace_of(x).where(mask, x, 0) * (1 / (1 - self.p) if self.p < 1 else 1.0), st
+
+
+def _random_state(st: Tree) -> Tree:
+    """The random state in a layer's states."""
+    rng = st["rng"]
+    if type(rng) is not Tree:
+        raise LayerError(
+            f"expected st.rng to be a random state Tree(key=uint64[2], counter=uint64[4]), got {describe(rng)}; "
+            "it comes with the states: ps, st = culux.setup(rng, model)"
+        )
+    return rng

@@ -8,17 +8,33 @@ from typing import Any, ClassVar
 from culux.backends import Array
 from culux.core.record import Record
 from culux.errors import LayerError, describe
-from culux.losses import functional
+from culux.losses import entropy, focal, pointwise, similarity
+from culux.losses.ctc import ctc
 
 __all__ = [
     "BinaryCrossEntropyLoss",
+    "BinaryFocalLoss",
+    "CTCLoss",
+    "CosineDistanceLoss",
+    "CosineEmbeddingLoss",
     "CrossEntropyLoss",
+    "DiceCoeffLoss",
+    "FocalLoss",
+    "GenericLossFunction",
     "HingeLoss",
     "HuberLoss",
+    "KLDivergenceLoss",
+    "L1Loss",
+    "L2Loss",
     "Loss",
     "MAELoss",
     "MSELoss",
+    "MSLELoss",
     "NegativeLogLikelihoodLoss",
+    "PoissonLoss",
+    "SiameseContrastiveLoss",
+    "SquaredHingeLoss",
+    "TripletMarginLoss",
 ]
 
 
@@ -26,10 +42,12 @@ class Loss(Record):
     """The base of the losses: a function of `culux.losses` with its options, which are the fields.
 
     ``loss(y_hat, y)`` is a scalar (or what `reduction` says); as an objective ``loss(layer, ps, st, (x, y))``
-    runs the layer and returns ``(loss, st, {})``.
+    runs the layer and returns ``(loss, st, {})``. A loss of three arrays takes them from what the layer returns
+    followed by `y`, where tuples stand for their elements: ``(layer, ps, st, (x, ()))`` with a layer of three outputs.
     """
 
     function: ClassVar[Callable[..., Array]]
+    arguments: ClassVar[tuple[str, ...]] = ("y_hat", "y")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -42,18 +60,26 @@ class Loss(Record):
         Raises:
             LayerError: for other arguments.
         """
-        if len(args) == 2:
+        name, expected = type(self).__name__, f"({', '.join(self.arguments)})"
+        if len(args) == len(self.arguments):
             return type(self).function(*args, **vars(self))
         if len(args) != 4:
-            raise LayerError(
-                f"{type(self).__name__}: expected (y_hat, y) or (layer, ps, st, (x, y)), got {len(args)} arguments"
-            )
+            raise LayerError(f"{name}: expected {expected} or (layer, ps, st, (x, y)), got {len(args)} arguments")
         layer, ps, st, batch = args
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise LayerError(f"{type(self).__name__}: expected a batch (x, y), got {describe(batch)}")
+            raise LayerError(f"{name}: expected a batch (x, y), got {describe(batch)}")
         x, y = batch
         y_hat, st = layer(x, ps, st)
-        return type(self).function(y_hat, y, **vars(self)), st, {}
+        arrays = (y_hat, y) if len(self.arguments) == 2 else (*_elements(y_hat), *_elements(y))
+        if len(arrays) != len(self.arguments):
+            raise LayerError(
+                f"{name}: expected {expected} from what the layer returns followed by y, got {len(arrays)} arrays"
+            )
+        return type(self).function(*arrays, **vars(self)), st, {}
+
+
+def _elements(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _as_tuple(value: Any) -> Any:
@@ -78,7 +104,7 @@ class CrossEntropyLoss(Loss):
     weight: tuple[float, ...] | None = None
     reduction: str = "mean"
     from_probabilities: bool = False
-    function = staticmethod(functional.cross_entropy)
+    function = staticmethod(entropy.cross_entropy)
 
 
 class NegativeLogLikelihoodLoss(Loss):
@@ -95,7 +121,7 @@ class NegativeLogLikelihoodLoss(Loss):
     ignore_index: int | None = None
     weight: tuple[float, ...] | None = None
     reduction: str = "mean"
-    function = staticmethod(functional.negative_log_likelihood)
+    function = staticmethod(entropy.negative_log_likelihood)
 
 
 class BinaryCrossEntropyLoss(Loss):
@@ -114,7 +140,7 @@ class BinaryCrossEntropyLoss(Loss):
     pos_weight: tuple[float, ...] | float | None = None
     reduction: str = "mean"
     from_probabilities: bool = False
-    function = staticmethod(functional.binary_cross_entropy)
+    function = staticmethod(entropy.binary_cross_entropy)
 
 
 class MSELoss(Loss):
@@ -125,7 +151,7 @@ class MSELoss(Loss):
     """
 
     reduction: str = "mean"
-    function = staticmethod(functional.mse)
+    function = staticmethod(pointwise.mse)
 
 
 class MAELoss(Loss):
@@ -136,7 +162,7 @@ class MAELoss(Loss):
     """
 
     reduction: str = "mean"
-    function = staticmethod(functional.mae)
+    function = staticmethod(pointwise.mae)
 
 
 class HuberLoss(Loss):
@@ -149,7 +175,7 @@ class HuberLoss(Loss):
 
     delta: float = 1.0
     reduction: str = "mean"
-    function = staticmethod(functional.huber)
+    function = staticmethod(pointwise.huber)
 
 
 class HingeLoss(Loss):
@@ -160,4 +186,201 @@ class HingeLoss(Loss):
     """
 
     reduction: str = "mean"
-    function = staticmethod(functional.hinge)
+    function = staticmethod(pointwise.hinge)
+
+
+class SquaredHingeLoss(Loss):
+    """`culux.losses.squared_hinge` with these options.
+
+    Args:
+        reduction: see there.
+    """
+
+    reduction: str = "mean"
+    function = staticmethod(pointwise.squared_hinge)
+
+
+class MSLELoss(Loss):
+    """`culux.losses.msle` with these options.
+
+    Args:
+        epsilon: see there.
+        reduction: see there.
+    """
+
+    epsilon: float = 1e-7
+    reduction: str = "mean"
+    function = staticmethod(pointwise.msle)
+
+
+class PoissonLoss(Loss):
+    """`culux.losses.poisson` with these options.
+
+    Args:
+        log_input: see there.
+        epsilon: see there.
+        reduction: see there.
+    """
+
+    log_input: bool = True
+    epsilon: float = 1e-8
+    reduction: str = "mean"
+    function = staticmethod(pointwise.poisson)
+
+
+class SiameseContrastiveLoss(Loss):
+    """`culux.losses.siamese_contrastive` with these options.
+
+    Args:
+        margin: see there.
+        reduction: see there.
+    """
+
+    margin: float = 1.0
+    reduction: str = "mean"
+    function = staticmethod(pointwise.siamese_contrastive)
+
+
+class DiceCoeffLoss(Loss):
+    """`culux.losses.dice` with these options.
+
+    Args:
+        smooth: see there.
+        reduction: see there.
+    """
+
+    smooth: float = 1.0
+    reduction: str = "mean"
+    function = staticmethod(pointwise.dice)
+
+
+class GenericLossFunction(Loss):
+    """`culux.losses.elementwise` with these options.
+
+    Args:
+        f: see there.
+        reduction: see there.
+    """
+
+    f: Callable[[Array, Array], Array]
+    reduction: str = "mean"
+    function = staticmethod(pointwise.elementwise)
+
+
+class KLDivergenceLoss(Loss):
+    """`culux.losses.kl_divergence` with these options.
+
+    Args:
+        label_smoothing: see there.
+        reduction: see there.
+        from_probabilities: see there.
+    """
+
+    label_smoothing: float = 0.0
+    reduction: str = "mean"
+    from_probabilities: bool = False
+    function = staticmethod(entropy.kl_divergence)
+
+
+class FocalLoss(Loss):
+    """`culux.losses.focal` with these options.
+
+    Args:
+        gamma: see there.
+        weight: see there; an array becomes a tuple.
+        reduction: see there.
+        from_probabilities: see there.
+    """
+
+    gamma: float = 2.0
+    weight: tuple[float, ...] | None = None
+    reduction: str = "mean"
+    from_probabilities: bool = False
+    function = staticmethod(focal.focal)
+
+
+class BinaryFocalLoss(Loss):
+    """`culux.losses.binary_focal` with these options.
+
+    Args:
+        gamma: see there.
+        reduction: see there.
+        from_probabilities: see there.
+    """
+
+    gamma: float = 2.0
+    reduction: str = "mean"
+    from_probabilities: bool = False
+    function = staticmethod(focal.binary_focal)
+
+
+class CosineDistanceLoss(Loss):
+    """`culux.losses.cosine_distance` with these options.
+
+    Args:
+        axis: see there.
+        reduction: see there.
+    """
+
+    axis: int = -1
+    reduction: str = "mean"
+    function = staticmethod(similarity.cosine_distance)
+
+
+class CosineEmbeddingLoss(Loss):
+    """`culux.losses.cosine_embedding` with these options.
+
+    Args:
+        margin: see there.
+        reduction: see there.
+    """
+
+    margin: float = 0.0
+    reduction: str = "mean"
+    arguments = ("a", "b", "y")
+    function = staticmethod(similarity.cosine_embedding)
+
+
+class TripletMarginLoss(Loss):
+    """`culux.losses.triplet_margin` with these options.
+
+    Args:
+        margin: see there.
+        p: see there.
+        swap: see there.
+        epsilon: see there.
+        reduction: see there.
+    """
+
+    margin: float = 1.0
+    p: float = 2.0
+    swap: bool = False
+    epsilon: float = 1e-6
+    reduction: str = "mean"
+    arguments = ("anchor", "positive", "negative")
+    function = staticmethod(similarity.triplet_margin)
+
+
+def _ctc(logits: Array, y: Any, **options: Any) -> Array:
+    return ctc(logits, *_elements(y), **options)
+
+
+class CTCLoss(Loss):
+    """`culux.losses.ctc` with these options; `y` is the labels, or ``(labels, lengths)``, or with `label_lengths` too.
+
+    Args:
+        blank: see there.
+        zero_infinity: see there.
+        reduction: see there.
+    """
+
+    blank: int = 0
+    zero_infinity: bool = False
+    reduction: str = "mean"
+    function = staticmethod(_ctc)
+
+
+L1Loss = MAELoss
+"""Another name of `MAELoss`."""
+L2Loss = MSELoss
+"""Another name of `MSELoss`."""

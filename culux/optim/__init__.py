@@ -1,6 +1,7 @@
 """Optimisers: update rules, their state on flat buffers, and schedules."""
 
 from culux.optim import schedules as schedules
+from culux.optim.average import moving_average as moving_average
 from culux.optim.combinators import chain as chain
 from culux.optim.combinators import clip_norm as clip_norm
 from culux.optim.combinators import clip_value as clip_value
@@ -15,6 +16,21 @@ from culux.optim.rules import Momentum as Momentum
 from culux.optim.rules import Nesterov as Nesterov
 from culux.optim.rules import RMSProp as RMSProp
 from culux.optim.rules import Rule as Rule
+from culux.optim.rules_adaptive import AdaBelief as AdaBelief
+from culux.optim.rules_adaptive import AdaDelta as AdaDelta
+from culux.optim.rules_adaptive import AdaGrad as AdaGrad
+from culux.optim.rules_adaptive import AdaMax as AdaMax
+from culux.optim.rules_adaptive import AMSGrad as AMSGrad
+from culux.optim.rules_adaptive import CentredRMSProp as CentredRMSProp
+from culux.optim.rules_adaptive import NAdam as NAdam
+from culux.optim.rules_adaptive import OAdam as OAdam
+from culux.optim.rules_adaptive import RAdam as RAdam
+from culux.optim.rules_adaptive import Rprop as Rprop
+from culux.optim.rules_muon import Muon as Muon
+from culux.optim.rules_wrapping import accumulate as accumulate
+from culux.optim.rules_wrapping import clip_each_norm as clip_each_norm
+from culux.optim.rules_wrapping import master_weights as master_weights
+from culux.optim.rules_wrapping import sign_decay as sign_decay
 from culux.optim.state import OptimizerState as OptimizerState
 from culux.optim.state import adjust as adjust
 from culux.optim.state import freeze as freeze

@@ -97,7 +97,8 @@ class weight_decay(Rule):
     """Coupled weight decay, ``g + coefficient * x``, before a rule in a chain.
 
     It adds the gradient of ``coefficient |x|^2 / 2``, which is what torch's ``weight_decay=`` does in SGD and
-    Adam. `AdamW` has the decoupled form.
+    Adam. `AdamW` has the decoupled form; after a rule, ``chain(Adam(1e-3), weight_decay(1e-5))``, it is decoupled
+    from the rule's learning rate too.
 
     Args:
         coefficient: how strongly parameters are pulled to zero.

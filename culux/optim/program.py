@@ -19,8 +19,8 @@ __all__ = ["Lane", "Program", "program_of", "run"]
 
 BLOCK = 2**19  # elements a rule gets at a time on a CPU: large models keep small temporaries
 
-Stretch = tuple[int, int, int]
-"""start, stop and the count of updates of the parameters between them."""
+Stretch = tuple[int, int, int, tuple[int, ...] | None]
+"""start, stop and the count of updates of the parameters between them; the shape of a parameter that is taken whole."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Lane:
     rules: tuple[Rule, ...]
     places: tuple[tuple[int, ...], ...]
     moments: tuple[slice, ...]  # which of the buffers' moments each rule has
+
+    @property
+    def whole(self) -> bool:
+        """Whether a rule takes every parameter in its shape."""
+        return any(rule.whole for rule in self.rules)
 
 
 @dataclass(frozen=True)
@@ -114,15 +119,19 @@ def run(
 def _stretches(layout: Layout, lane: Lane, counts: Sequence[int | None] | int) -> list[Stretch]:
     """The segments of a lane that are updated, neighbours of the same count together."""
     if isinstance(counts, int):
-        return [(lane.start, lane.stop, counts)]
+        if not lane.whole:
+            return [(lane.start, lane.stop, counts, None)]
+        counts = [counts] * len(layout.segments)
     found: list[Stretch] = []
     for segment, count in zip(layout.segments[lane.first : lane.last], counts[lane.first : lane.last], strict=True):
         if count is None:
             continue
-        if found and found[-1][1] == segment.start and found[-1][2] == count:
-            found[-1] = (found[-1][0], segment.stop, count)
+        if lane.whole:
+            found.append((segment.start, segment.start + segment.size, count, segment.shape))
+        elif found and found[-1][1] == segment.start and found[-1][2] == count:
+            found[-1] = (found[-1][0], segment.stop, count, None)
         else:
-            found.append((segment.start, segment.stop, count))
+            found.append((segment.start, segment.stop, count, None))
     return found
 
 
@@ -130,16 +139,17 @@ def _sweep(
     stages: list[tuple[Rule, slice]], stretch: Stretch, x: Array, d: Array, moments: Sequence[Array], last: bool
 ) -> None:
     """Some rules over a stretch, block by block; the last ones subtract their step."""
-    start, stop, count = stretch
+    start, stop, count, shape = stretch
     xp = namespace_of(x)
-    block = BLOCK if backend_of(x).kind == "cpu" else stop - start
+    block = BLOCK if shape is None and backend_of(x).kind == "cpu" else max(stop - start, 1)
     for a in range(start, stop, block):
         b = min(a + block, stop)
-        old, step = x[a:b], d[a:b]
+        old, new, *own = [flat[a:b] if shape is None else flat[a:b].reshape(shape) for flat in (x, d, *moments)]
+        step = new
         wide = old if old.dtype == step.dtype else old.astype(step.dtype)
-        for rule, own in stages:
-            step = rule.apply(count, step, wide, *[m[a:b] for m in moments[own]])
+        for rule, which in stages:
+            step = rule.apply(count, step, wide, *own[which])
         if last:
             xp.subtract(wide, step, out=old, casting="unsafe")
         else:
-            d[a:b] = step
+            new[...] = step

@@ -40,7 +40,12 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "max": _POSITIVE,
     "betas": _FRACTION,
     "alpha": _FRACTION,
+    "rho": _FRACTION,
+    "momentum_decay": _NOT_NEGATIVE,
+    "etas": _POSITIVE,
+    "step_sizes": _POSITIVE,
 }
+_PAIRS = {"betas": "(beta1, beta2)", "etas": "(shrink, grow)", "step_sizes": "(smallest, largest)"}
 
 
 class Rule(Record):
@@ -56,13 +61,15 @@ class Rule(Record):
     moments: ClassVar[int] = 0
     spans_tree: ClassVar[bool] = False
     """Whether the rule needs all its gradients before the first element, by `measured`."""
+    whole: ClassVar[bool] = False
+    """Whether `apply` gets every parameter on its own and in its shape, instead of flat blocks."""
     _scheduled = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = _checked(type(self).__name__, field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
-            if any(callable(part) for part in (value if type(value) is tuple else (value,))):
+            if any(_is_scheduled(part) for part in (value if type(value) is tuple else (value,))):
                 object.__setattr__(self, "_scheduled", True)
 
     def apply(self, count: int, d: Array, x: Array, *moments: Array) -> Array:
@@ -72,7 +79,7 @@ class Rule(Record):
             count: how many updates these parameters have had, this one included.
             d: the gradient, or what the rule before this one in a chain made of it; not to be written to.
             x: the parameters, a flat array of the same size; not to be written to.
-            *moments: flat arrays of the same size.
+            *moments: flat arrays of the same size. With `whole` all have the shape of one parameter.
         """
         raise LayerError(f"{type(self).__name__} does not define apply(self, count, d, x, *moments)")
 
@@ -261,17 +268,25 @@ class Lion(Rule):
         return self.learning_rate * direction
 
 
+def _is_scheduled(value: Any) -> bool:
+    return value._scheduled if isinstance(value, Rule) else callable(value)
+
+
 def _value_at(value: Any, step: int) -> Any:
     if type(value) is tuple:
         return tuple(_value_at(part, step) for part in value)
+    if isinstance(value, Rule):
+        return value.at(step)
     return float(value(step)) if callable(value) else value
 
 
 def _checked(owner: str, name: str, value: Any) -> Any:
     """A hyper-parameter as a Python number, a schedule, or a pair of them."""
-    if name == "betas":
+    if name == "fallback":
+        return value  # a rule, which has checked its own
+    if name in _PAIRS:
         if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise LayerError(f"{owner}: expected betas=(beta1, beta2), got {describe(value)}")
+            raise LayerError(f"{owner}: expected {name}={_PAIRS[name]}, got {describe(value)}")
         return tuple(_number(owner, name, part) for part in value)
     return _number(owner, name, value)
 

@@ -44,6 +44,17 @@ def identity_matrix(array: np.ndarray) -> None:
     assert (array == np.eye(64, 100)).all()
 
 
+def shifted_matrix(array: np.ndarray) -> None:
+    """Input i is output i + 2."""
+    assert (array[2:] == np.eye(62, 100)).all()
+    assert (array[:2] == np.eye(64, 100)[62:]).all()
+
+
+def shifted_kernel(array: np.ndarray) -> None:
+    assert (array[:, :, 1, 1] == 3 * np.eye(4, 6)).all()
+    assert np.count_nonzero(array) == 4
+
+
 def identity_kernel(array: np.ndarray) -> None:
     assert (array[:, :, 1, 2] == 3 * np.eye(4, 6)).all()
     assert np.count_nonzero(array) == 4
@@ -83,4 +94,9 @@ CASES = [
     InitCase("culux.init.sparse", init.sparse(sparsity=0.5), mean=0, std=0.01 / math.sqrt(2), check=half_zero),
     InitCase("culux.init.identity", init.identity, check=identity_matrix),
     InitCase("culux.init.identity", init.identity(gain=3), shape=(4, 6, 3, 5), check=identity_kernel, label="kernel"),
+    InitCase("culux.init.identity", init.identity(shift=2), check=shifted_matrix, label="shift"),
+    InitCase(
+        "culux.init.identity", init.identity(3, shift=(0, 0, 0, -1)), shape=(4, 6, 3, 5), check=shifted_kernel,
+        label="shift of a kernel",
+    ),
 ]  # fmt: skip

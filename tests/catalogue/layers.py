@@ -8,6 +8,7 @@ import numpy as np
 
 from culux import layers as L
 from culux.nn import gelu, tanh
+from tests.catalogue import adaptive_pools, combining, conv, dropouts, group_norms, recurrent, resampling
 from tests.catalogue.case import LayerCase, apart, integers, normal
 
 WITHOUT_ENTRY: dict[str, str] = {}
@@ -206,4 +207,16 @@ EMBEDDING_AND_POOLING = [
     ),
 ]  # fmt: skip
 
-CASES = [*BASIC, *NORMS, *CONTAINERS, *EMBEDDING_AND_POOLING]
+CASES = [
+    *BASIC,
+    *NORMS,
+    *CONTAINERS,
+    *EMBEDDING_AND_POOLING,
+    *conv.LAYERS,
+    *group_norms.LAYERS,
+    *adaptive_pools.LAYERS,
+    *recurrent.LAYERS,
+    *resampling.LAYERS,
+    *dropouts.LAYERS,
+    *combining.LAYERS,
+]

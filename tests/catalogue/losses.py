@@ -7,21 +7,11 @@ from typing import Any
 import numpy as np
 
 from culux import losses
+from tests.catalogue import losses_other
 from tests.catalogue.case import Case, fixed, integers, nonzero, normal, uniform
+from tests.catalogue.losses_other import LABELS, SIGNS, WEIGHT, distribution
 
-WEIGHT = np.array([0.5, 2.0, 1.0, 0.25])
-LABELS = fixed([0, 3, 1, 2, 3])
 SPATIAL = integers(4, 5, 2)
-
-
-def distribution(*shape: int) -> Any:
-    """Positive numbers with the sum 1 along axis 1."""
-
-    def make(rng: np.random.Generator) -> np.ndarray:
-        p = rng.uniform(0.2, 1.0, shape)
-        return p / p.sum(axis=1, keepdims=True)
-
-    return make
 
 
 def cross_entropy(label: str, prediction: Any, labels: Any, **options: Any) -> Case:
@@ -57,7 +47,6 @@ def hinge(x: np.ndarray, y: np.ndarray) -> np.floating[Any]:
     return np.maximum(0, 1 - y * x).mean()
 
 
-SIGNS = fixed([1.0, -1.0, 1.0, -1.0, -1.0, 1.0])
 NAME = "culux.losses"
 
 CASES: list[Any] = [
@@ -157,5 +146,7 @@ def elementwise(name: str, record: Any, torch_name: str, second: Any, **options:
 elementwise("mse", losses.MSELoss(), "mse_loss", normal(4, 3))
 elementwise("mae", losses.MAELoss(), "l1_loss", nonzero(4, 3))
 elementwise("huber", losses.HuberLoss(delta=1.5), "huber_loss", nonzero(4, 3, kinks=(-1.5, 1.5)), delta=1.5)
+
+CASES += losses_other.CASES
 
 WITHOUT_ENTRY = {"Loss": "the base of the records, each of which has an entry; tests/test_losses.py"}

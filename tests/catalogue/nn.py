@@ -8,6 +8,7 @@ import numpy as np
 
 import culux
 from culux import nn
+from tests.catalogue import adaptive_pools, combining, conv, dropouts, group_norms, recurrent, resampling
 from tests.catalogue.case import Case, apart, fixed, integers, nonzero, normal, uniform
 
 WITHOUT_ENTRY = {
@@ -283,4 +284,21 @@ POOLING = [
     )
 ]
 
-CASES = [*ACTIVATIONS, *DENSE, *BATCHNORM, *LAYERNORM, *RMSNORM, *SOFTMAX, *DROPOUT, *EMBEDDING, *POOLING]
+CASES = [
+    *ACTIVATIONS,
+    *DENSE,
+    *BATCHNORM,
+    *LAYERNORM,
+    *RMSNORM,
+    *SOFTMAX,
+    *DROPOUT,
+    *EMBEDDING,
+    *POOLING,
+    *conv.FUNCTIONS,
+    *group_norms.FUNCTIONS,
+    *adaptive_pools.FUNCTIONS,
+    *recurrent.FUNCTIONS,
+    *resampling.FUNCTIONS,
+    *dropouts.FUNCTIONS,
+    *combining.FUNCTIONS,
+]

@@ -10,6 +10,7 @@ import numpy as np
 
 from culux import optim
 from culux.optim import schedules
+from tests.catalogue import optim_adaptive
 from tests.catalogue.case import RuleCase
 
 
@@ -144,12 +145,15 @@ class Steps:
         self.step = optimizer.step
 
 
+CASES += optim_adaptive.CASES
+
 WITHOUT_ENTRY = {
     "OptimizerState": "made by setup and moved on by update, which every entry runs; tests/test_optim_state.py",
     "Rule": "the base of the rules; tests/test_optim_rules.py has a user's rule",
     "adjust": "a function of the state; tests/test_optim_state.py",
     "destructure": "tests/test_destructure.py",
     "freeze": "a function of the state; tests/test_optim_state.py",
+    "moving_average": "a function of parameters; tests/test_optim_adaptive.py",
     "schedules": "a module; tests/test_schedules.py",
     "setup": "every entry runs it",
     "thaw": "a function of the state; tests/test_optim_state.py",
