@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import culux
-from bench import peers
-from bench.harness import Body, Results, Workload
+from bench import ours, peers
+from bench.harness import Body, Workload
 from bench.recorder import cases, record
 
 GOALS = {4: 0.5, 32: 1.8, 64: 1.2}  # by channels
@@ -30,17 +30,7 @@ def torch_body(channels: int, tiny: bool) -> Body:
 def culux_body(channels: int, tiny: bool) -> Body:
     weight, bias, x, dy = arrays(channels, tiny)
     layer = culux.Conv((3, 3), channels, channels, padding=1)
-    ps, st = culux.Tree(weight=weight, bias=bias), culux.initial_states(0, layer)
-
-    def run() -> tuple:
-        y, pullback = culux.vjp(lambda ps, x: layer(x, ps, st)[0], ps, x)
-        return y, pullback(dy)
-
-    def result() -> Results:
-        y, (grads, dx) = run()
-        return {"y": [y], "gradients": [dx, grads.weight, grads.bias]}
-
-    return Body(run, result)
+    return ours.layer_body(layer, weight, bias, x, dy)
 
 
 def workload(channels: int) -> Workload:

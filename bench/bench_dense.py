@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import culux
-from bench import peers
-from bench.harness import Body, Results, Workload
+from bench import ours, peers
+from bench.harness import Body, Workload
 from bench.problems import MLP
 from bench.recorder import cases, record
 
@@ -28,17 +28,7 @@ def torch_body(n: int, activation: str, tiny: bool) -> Body:
 def culux_body(n: int, activation: str, tiny: bool) -> Body:
     weight, bias, x, dy = arrays(n, tiny)
     layer = culux.Dense(n, n, getattr(culux, activation))
-    ps, st = culux.Tree(weight=weight, bias=bias), culux.initial_states(0, layer)
-
-    def run() -> tuple:
-        y, pullback = culux.vjp(lambda ps, x: layer(x, ps, st)[0], ps, x)
-        return y, pullback(dy)
-
-    def result() -> Results:
-        y, (grads, dx) = run()
-        return {"y": [y], "gradients": [dx, grads.weight, grads.bias]}
-
-    return Body(run, result)
+    return ours.layer_body(layer, weight, bias, x, dy)
 
 
 def workload(n: int, activation: str) -> Workload:

@@ -17,6 +17,21 @@ from culux.training import TrainState, compute_gradients, fit, single_train_step
 SEED = 0
 
 
+def layer_body(layer: Layer, weight: np.ndarray, bias: np.ndarray, x: np.ndarray, dy: np.ndarray) -> Body:
+    """Forward and backward of one layer, with the gradients of weight, bias and input."""
+    ps, st = culux.Tree(weight=weight, bias=bias), culux.initial_states(0, layer)
+
+    def run() -> tuple:
+        y, pullback = culux.vjp(lambda ps, x: layer(x, ps, st)[0], ps, x)
+        return y, pullback(dy)
+
+    def result() -> Results:
+        y, (grads, dx) = run()
+        return {"y": [y], "gradients": [dx, grads.weight, grads.bias]}
+
+    return Body(run, result)
+
+
 def network(problem: MLP) -> Layer:
     """The layers of an `MLP`."""
     layers: list[Layer] = []

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from culux.backends import Array
-from culux.kernels.launcher import Kernel, contiguous, empty, get_kernel
+from culux.kernels.launcher import MOST_BLOCKS, Kernel, contiguous, empty, get_kernel
 from culux.kernels.source import ActivationCode, Program, program
 
 __all__ = ["backward", "forward", "programs"]
 
 THREADS = 256
-MOST_BLOCKS = 132 * 8  # eight blocks for each multiprocessor of the largest chip; threads loop over the rest
 
 
 def forward(x: Array, code: ActivationCode) -> Array:

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from culux.backends import Array, backend_of
-from culux.kernels.launcher import Kernel, contiguous, empty, get_kernel
+from culux.kernels.launcher import MULTIPROCESSORS, Kernel, contiguous, empty, get_kernel
 from culux.kernels.source import ActivationCode, Program, program
 
 __all__ = ["Plan", "backward", "chunked", "forward", "normalize", "normalize_backward", "programs", "whole"]
 
-MULTIPROCESSORS = 132  # of the largest chip
 BLOCKS = MULTIPROCESSORS * 32  # of chunks: many times what runs at once, so that the last ones cost little
 THREADS = 256  # of a block that works on chunks
 TILE = 64  # bytes of x that each of them holds while it takes statistics

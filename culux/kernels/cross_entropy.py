@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from culux.backends import Array, backend_of
-from culux.kernels.launcher import Kernel, contiguous, empty, get_kernel
-from culux.kernels.rows import column_launch, compute_dtype, row_launch
+from culux.kernels.launcher import Kernel, compute_dtype, contiguous, empty, get_kernel
+from culux.kernels.rows import column_launch, row_launch
 from culux.kernels.source import ActivationCode, Program, program
 
 __all__ = ["Saved", "backward", "forward", "programs"]

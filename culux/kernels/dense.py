@@ -15,7 +15,7 @@ import numpy as np
 from culux.backends import Array, backend_of, current_matmul_precision
 from culux.kernels import activation, epilogue, tuning
 from culux.kernels.gemm import gemm
-from culux.kernels.launcher import Kernel, contiguous, empty, get_kernel
+from culux.kernels.launcher import MULTIPROCESSORS, Kernel, contiguous, empty, get_kernel
 from culux.kernels.source import IDENTITY, ActivationCode, Program, program
 
 __all__ = ["backward", "forward", "programs"]
@@ -29,7 +29,6 @@ SMALL, SMALL_FOR_TENSOR_CORES = 2**27, 2**25
 WORTH_TIMING = 8
 LONGEST_SUM = 2048  # a block sums over the whole inner dimension, a library splits it where there are few tiles
 HALF_THE_CHIP = 64  # blocks
-MULTIPROCESSORS = 132
 # The part of a multiprocessor's arithmetic that a tile can use: shared memory holds 32 and 64 up, the L2 cache 16. By
 # reasoning, not measured; it decides only what is tried, and what is taken without timing.
 RATES = {16: 0.38, 32: 0.7, 64: 0.85}

@@ -10,13 +10,12 @@ import numpy as np
 from culux.backends import Array, Backend, backend_of
 from culux.backends.checks import expect_check, on_synchronize
 from culux.errors import ShapeError
-from culux.kernels.launcher import Kernel, contiguous, empty, get_kernel
+from culux.kernels.launcher import MOST_BLOCKS, Kernel, compute_dtype, contiguous, empty, get_kernel
 from culux.kernels.source import ActivationCode, Program, program
 
 __all__ = ["gather", "programs", "scatter_add"]
 
 THREADS = 256
-MOST_BLOCKS = 132 * 8  # eight blocks for each multiprocessor of the largest chip; threads loop over the rest
 CHUNK = 32  # as in the source
 MOST_TO_RANK = 2**15  # ids; the comparisons grow with the square
 _alarms: WeakKeyDictionary[Backend, dict[int, Array]] = WeakKeyDictionary()  # by device: int64[4], see the source
@@ -71,8 +70,7 @@ def scatter_add(dy: Array, ids: Array, *, rows: int) -> Array:
         with words.device:
             words = backend_of(words).xp.sort(words)
     chunks = -(-n // CHUNK)
-    compute = np.dtype(np.float64 if dy.dtype == np.float64 else np.float32)
-    partials = empty(dy, (chunks, 2, dims), compute)
+    partials = empty(dy, (chunks, 2, dims), compute_dtype(dy))
     block = _block(dy, dims)
     grid = (min(-(-chunks // block[1]), MOST_BLOCKS),)
     _kernel("embedding_sum", dy, ids)(grid, block, words, dy, dweight, partials, n, dims, rows)

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from culux.backends import Array
-from culux.kernels.launcher import empty, get_kernel
+from culux.kernels.launcher import MOST_BLOCKS, empty, get_kernel
 from culux.kernels.source import IDENTITY, ActivationCode, Program, program
 
 __all__ = ["backward", "forward", "programs", "strips"]
 
 THREADS = 256
-MOST_BLOCKS = 132 * 8  # eight blocks for each multiprocessor of the largest chip; threads loop over the rest
 ROWS = 4  # rows that a thread takes at a time
 STRIP_BYTES = 32  # of a row, what a block of the backward pass takes
 

@@ -17,7 +17,12 @@ from culux.backends.registry import describe_place
 from culux.errors import KernelError
 from culux.kernels.source import IDENTITY, ActivationCode, Parameter, Program, program
 
-__all__ = ["Kernel", "contiguous", "empty", "get_kernel"]
+__all__ = ["MOST_BLOCKS", "MULTIPROCESSORS", "Kernel", "compute_dtype", "contiguous", "empty", "get_kernel"]
+
+MULTIPROCESSORS = 132
+"""Multiprocessors of the largest chip, for the number of blocks."""
+MOST_BLOCKS = MULTIPROCESSORS * 8
+"""Eight blocks for each multiprocessor, where threads loop over the rest."""
 
 
 class Kernel:
@@ -138,3 +143,8 @@ def empty(like: Array, shape: Sequence[int] | None = None, dtype: Any = None) ->
 def contiguous(array: Array) -> Array:
     """`array` in row-major order without gaps, as kernels read it: itself where it is so, else a copy."""
     return array if array.flags.c_contiguous else backend_of(array).contiguous(array)
+
+
+def compute_dtype(x: Array) -> np.dtype[np.floating]:
+    """The dtype that kernels compute in, ``T`` in their sources: float64 for float64, else float32."""
+    return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)

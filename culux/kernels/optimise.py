@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from culux.backends import Array, backend_of
-from culux.kernels.launcher import Kernel, empty, get_kernel
+from culux.kernels.launcher import MOST_BLOCKS, Kernel, empty, get_kernel
 from culux.kernels.source import ActivationCode, Program, program
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
 
 THREADS = 256
 CHUNK = 2048  # elements a block updates: two loads of float32 a thread, and blocks enough for a small model
-MOST_BLOCKS = 132 * 8  # of the norm: eight for each multiprocessor of the largest chip
 TENSORS = 352
 """The segments of a launch; loose parameters take half of them."""
 RECIPES = 8

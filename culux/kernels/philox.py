@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from culux.backends import Array
-from culux.kernels.launcher import contiguous, empty, get_kernel
+from culux.kernels.launcher import MOST_BLOCKS, contiguous, empty, get_kernel
 from culux.kernels.source import ActivationCode, Program, program
 
 __all__ = ["dropout", "programs", "uniform"]
 
 THREADS = 256
-MOST_BLOCKS = 132 * 8  # eight blocks for each multiprocessor of the largest chip; threads loop over the rest
 BYTES = 32  # of random numbers that a thread makes at a time
 
 

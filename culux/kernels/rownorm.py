@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from culux.backends import Array
-from culux.kernels.launcher import Kernel, contiguous, empty, get_kernel
-from culux.kernels.rows import MULTIPROCESSORS, compute_dtype, row_launch
+from culux.kernels.launcher import MULTIPROCESSORS, Kernel, compute_dtype, contiguous, empty, get_kernel
+from culux.kernels.rows import row_launch
 from culux.kernels.source import IDENTITY, ActivationCode, Program, program
 
 __all__ = ["backward", "forward", "programs"]

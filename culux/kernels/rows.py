@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from culux.backends import Array
+from culux.kernels.launcher import MULTIPROCESSORS
 
-__all__ = ["MULTIPROCESSORS", "Rows", "column_launch", "compute_dtype", "row_launch"]
+__all__ = ["Rows", "column_launch", "row_launch"]
 
-MULTIPROCESSORS = 132
-"""Multiprocessors of the largest chip, for the number of blocks."""
 KEPT_BYTES = 47 * 1024  # of the 48 KiB; the rest is for the kernels' own variables
 _LONGEST_SHORT = 256  # elements: 8 in the registers of each lane of a warp; with few registers, more warps at once
 _LONGEST_IN_WARP = 1024  # elements: 32 in the registers of each lane
@@ -58,8 +55,3 @@ def column_launch(columns: int, size: int) -> tuple[tuple[int], tuple[int, int]]
     sharing = min(32, max(1, -(-size // 16)))  # about 16 elements or more for each
     across = max(32, 256 // sharing // 32 * 32)
     return (-(-columns // across),), (across, sharing)
-
-
-def compute_dtype(x: Array) -> np.dtype[np.floating]:
-    """The dtype that kernels compute in, ``T`` in their sources: float64 for float64, else float32."""
-    return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)

@@ -15,7 +15,7 @@ from culux.backends.dtypes import float_dtype
 from culux.backends.registry import namespace_of
 from culux.core import Layer, WrapperLayer
 from culux.core.fields import is_layer, named_or_repr
-from culux.errors import LayerError, ShapeError, describe
+from culux.errors import LayerError, describe
 from culux.layers.checks import (
     check_activation,
     check_axis,
@@ -26,7 +26,7 @@ from culux.layers.checks import (
     made,
     shape_of,
 )
-from culux.layers.containers import BranchLayer, Parallel, as_layer, join_outputs, joined_shape, shape_below
+from culux.layers.containers import BranchLayer, Parallel, as_layer, inputs_of, join_outputs, joined_shape, shape_below
 from culux.nn.activation import ActivationLike
 from culux.nn.activations import identity
 from culux.nn.fused import require_float
@@ -213,12 +213,7 @@ class PairwiseFusion(Parallel):
         return shape
 
     def _inputs(self, x: Any, tupled: bool) -> tuple[Any, ...]:
-        count = len(self._layers) + 1
-        if not tupled:
-            return (x,) * count
-        if len(x) != count:
-            raise ShapeError(f"expected a tuple of {count} inputs, one more than there are layers, got {len(x)}")
-        return x  # type: ignore[no-any-return]  # a tuple
+        return inputs_of(x, tupled, len(self._layers) + 1, "one more than there are layers")
 
     def __repr__(self) -> str:
         return f"PairwiseFusion({', '.join([named_or_repr(self._connection), *self._arguments()])})"

@@ -180,14 +180,7 @@ class Parallel(_Sequence):
         return self._shapes(self._inputs(input_shape, tupled), self._connection, "connection")
 
     def _inputs(self, x: Any, tupled: bool) -> tuple[Any, ...]:
-        count = len(self._layers)
-        if not tupled:
-            return (x,) * count
-        if len(x) != count:
-            raise ShapeError(
-                f"expected a tuple of {count} inputs, one per layer, got {len(x)}; BranchLayer gives x to all"
-            )
-        return x  # type: ignore[no-any-return]  # a tuple
+        return inputs_of(x, tupled, len(self._layers), "one per layer", "; BranchLayer gives x to all")
 
     def __repr__(self) -> str:
         return f"Parallel({', '.join([named_or_repr(self._connection), *self._arguments()])})"
@@ -325,6 +318,19 @@ def _joining(kind: str, name: str, value: Any, names: tuple[str, ...]) -> Any:
 
 def _as_child(name: str, value: Any) -> dict[str, Layer]:
     return {name: value} if is_layer(value) else {}
+
+
+def inputs_of(x: Any, tupled: bool, count: int, rule: str, hint: str = "") -> tuple[Any, ...]:
+    """A tuple of `count` inputs: `x`, or where it is no tuple, `x` for each.
+
+    Raises:
+        ShapeError: for a tuple of another length.
+    """
+    if not tupled:
+        return (x,) * count
+    if len(x) != count:
+        raise ShapeError(f"expected a tuple of {count} inputs, {rule}, got {len(x)}{hint}")
+    return x  # type: ignore[no-any-return]  # a tuple
 
 
 def join_outputs(

@@ -106,7 +106,7 @@ class _Convolution(Layer):
 
     def _lengths(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The lengths of the output's spatial axes."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines _lengths(self, shape)")
 
     def _parameters(self, x: Any, ps: Tree) -> tuple[Any, Any]:
         """Weight and bias, checked as `x` is."""

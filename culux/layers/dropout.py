@@ -34,6 +34,14 @@ class _Dropout(Layer):
         """The input's."""
         return input_shape
 
+    def _dropped(self, function: Any, x: Any, st: Any) -> tuple[Any, Tree]:
+        """What `function` of `culux.nn` makes of `x` in training, and the states with the random state moved on."""
+        if not in_training(st) or self.p == 0:
+            return x, st
+        shape_of(x)
+        y, rng = function(x, _random_state(st), p=self.p, training=True)
+        return y, trusted({**st, "rng": rng})
+
 
 class Dropout(_Dropout):
     """Random zeros in training: ``y = x * mask / (1 - p)``, mask being 0 with probability p; ``y = x`` in test mode.
@@ -63,11 +71,7 @@ class Dropout(_Dropout):
 
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """``x * mask / (1 - p)`` in training, else ``x``."""
-        if not in_training(st) or self.p == 0:
-            return x, st
-        shape_of(x)
-        y, rng = nn.dropout(x, _random_state(st), p=self.p, training=True)
-        return y, trusted({**st, "rng": rng})
+        return self._dropped(nn.dropout, x, st)
 
 
 class AlphaDropout(_Dropout):
@@ -100,11 +104,7 @@ class AlphaDropout(_Dropout):
 
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """``a * where(mask, x, alpha) + b`` in training, else ``x``."""
-        if not in_training(st) or self.p == 0:
-            return x, st
-        shape_of(x)
-        y, rng = nn.alpha_dropout(x, _random_state(st), p=self.p, training=True)
-        return y, trusted({**st, "rng": rng})
+        return self._dropped(nn.alpha_dropout, x, st)
 
 
 class VariationalHiddenDropout(_Dropout):

@@ -137,7 +137,7 @@ class Cell(Layer):
         return tuple([cnp.broadcast_to(zeros if part is None else part, (batch, *shape)) for part in parts])
 
     def _operation(self, x: Array, *parameters: Array, **options: Any) -> tuple[Array, Carry]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines _operation(self, x, *parameters, **options)")
 
 
 class RNNCell(Cell):
