@@ -10,10 +10,11 @@ PY := $(VENV)/bin/python
 # uv where it is on PATH, else pip.
 INSTALL := $(if $(shell command -v uv 2>/dev/null),uv pip install --quiet --python $(PY),$(PY) -m pip install --quiet)
 
-.PHONY: help demo test test-slow kernels gpu coverage lint format bench install-examples install-test install-dev clean
+.PHONY: help demo examples test test-slow kernels gpu coverage lint format bench install-examples install-test install-dev clean
 
 help:
 	@echo "make demo       install into $(VENV) and train on handwritten digits (examples/digits.py)"
+	@echo "make examples   the other examples: a convolutional network, a recurrent one, a regression, a transformer"
 	@echo "make test       install what tests need and run them"
 	@echo "make test-slow  the tests that take long"
 	@echo "make kernels    the CUDA kernels without a GPU: compiled, emulated, checked; ends with their table"
@@ -27,9 +28,15 @@ help:
 demo: install-examples
 	$(PY) examples/digits.py
 
+examples: install-examples
+	$(PY) examples/digits_cnn.py
+	$(PY) examples/digits_rows.py
+	$(PY) examples/diabetes.py
+	$(PY) examples/transformer.py
+
 # One BLAS thread each: small arrays are faster so, and the workers do not fight for cores.
-test test-slow bench: export OPENBLAS_NUM_THREADS ?= 1
-test test-slow bench: export OMP_NUM_THREADS ?= 1
+examples test test-slow bench: export OPENBLAS_NUM_THREADS ?= 1
+examples test test-slow bench: export OMP_NUM_THREADS ?= 1
 
 test: install-test
 	$(PY) -m pytest -q -p no:benchmark -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
@@ -48,7 +55,7 @@ kernels: install-test
 coverage: install-test
 	$(PY) -m coverage run --source=culux/backends,culux/kernels -m pytest -q -p no:benchmark -m "not slow" \
 		$(filter-out %_gate.py,$(wildcard tests/test_kernel_*.py)) tests/test_catalogue.py tests/test_cublaslt.py \
-		tests/test_gemm.py tests/test_backends.py tests/test_cupy_backend.py tests/test_device*.py tests/test_tuning*.py \
+		$(wildcard tests/test_cudnn*.py) tests/test_gemm.py tests/test_backends.py tests/test_cupy_backend.py tests/test_device*.py tests/test_tuning*.py \
 		tests/test_precision.py tests/test_random.py tests/test_cost.py tests/test_optim_gpu.py tests/test_main.py
 	$(PY) -m coverage report --show-missing --skip-covered --fail-under=95
 

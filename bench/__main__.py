@@ -1,4 +1,4 @@
-"""``python -m bench [tape dense conv mlp7bn digits import] [--threads N] [--quick] [--save]``: the table of ratios."""
+"""``python -m bench [tape dense conv lenet mlp7bn digits import] [--threads N] [--quick] [--save]``: the ratios."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import machine
 
-WORKLOADS = ("tape", "dense", "conv", "mlp7bn", "digits", "import")
+WORKLOADS = ("tape", "dense", "conv", "lenet", "mlp7bn", "digits", "import")
 ROUNDS, QUICK_ROUNDS = 15, 5
 
 

@@ -18,15 +18,15 @@ def problem(tiny: bool) -> MLP:
 
 
 def torch_body(part: str, tiny: bool) -> Body:
-    return peers.mlp_body(problem(tiny), part)
+    return peers.training_body(problem(tiny), part)
 
 
 def torch_fused_body(part: str, tiny: bool) -> Body:
-    return peers.mlp_body(problem(tiny), part, fused=True)
+    return peers.training_body(problem(tiny), part, fused=True)
 
 
 def culux_body(part: str, tiny: bool) -> Body:
-    return ours.mlp_body(problem(tiny), part)
+    return ours.training_body(problem(tiny), part)
 
 
 def numpy_body(part: str, tiny: bool) -> Body:

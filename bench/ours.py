@@ -8,8 +8,8 @@ import numpy as np
 
 import culux
 from bench.harness import Body, Results
-from bench.problems import EPOCH, MLP
-from culux import BatchNorm, Chain, Dense, Layer, Tree, relu
+from bench.problems import EPOCH, MLP, LeNet
+from culux import BatchNorm, Chain, Conv, Dense, FlattenLayer, Layer, MaxPool, Tree, relu
 from culux.losses import CrossEntropyLoss
 from culux.optim import Adam
 from culux.training import TrainState, compute_gradients, fit, single_train_step
@@ -32,15 +32,21 @@ def layer_body(layer: Layer, weight: np.ndarray, bias: np.ndarray, x: np.ndarray
     return Body(run, result)
 
 
-def network(problem: MLP) -> Layer:
-    """The layers of an `MLP`."""
+def network(problem: MLP | LeNet) -> Layer:
+    """The layers of a problem."""
     layers: list[Layer] = []
+    if isinstance(problem, LeNet):
+        first, second = problem.channels
+        layers += [Conv((5, 5), 1, first, relu, padding="same"), MaxPool((2, 2))]
+        layers += [Conv((5, 5), first, second, relu), MaxPool((2, 2)), FlattenLayer()]
+        *hidden, last = zip((problem.features, *problem.widths), problem.widths, strict=False)
+        return Chain(*layers, *(Dense(*widths, relu) for widths in hidden), Dense(*last))
     for fan_in, width in zip(problem.widths, problem.widths[1:], strict=False):
         layers += [Dense(fan_in, width), BatchNorm(width, relu)]
     return Chain(*layers[:-1])
 
 
-def train_state(problem: MLP) -> TrainState:
+def train_state(problem: MLP | LeNet) -> TrainState:
     """The network with the problem's initial values."""
     model = network(problem)
     ps, st = culux.setup(SEED, model)
@@ -51,7 +57,7 @@ def train_state(problem: MLP) -> TrainState:
 class Training:
     """Steps of training on one batch, each from where the last one ended."""
 
-    def __init__(self, problem: MLP) -> None:
+    def __init__(self, problem: MLP | LeNet) -> None:
         self.state = train_state(problem)
         self.batch = problem.data()
         self.objective = CrossEntropyLoss()
@@ -77,8 +83,8 @@ class Training:
         return history["loss"][-1]
 
 
-def mlp_body(problem: MLP, part: str) -> Body:
-    """The `forward` pass, the `gradients`, the full `step` or an `epoch` of steps of an MLP on one batch."""
+def training_body(problem: MLP | LeNet, part: str) -> Body:
+    """The `forward` pass, the `gradients`, the full `step` or an `epoch` of steps on one batch."""
     training = Training(problem)
 
     def result() -> Results:

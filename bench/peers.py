@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.harness import Body, Results
-from bench.problems import EPOCH, MLP
+from bench.problems import EPOCH, MLP, LeNet
 
 
 def tape_body(x: np.ndarray, chain: Callable[[Any, Any], Any]) -> Body:
@@ -65,17 +65,30 @@ def layer_body(model: Any, x: np.ndarray, dy: np.ndarray) -> Body:
     return Body(run, result)
 
 
-class TorchMLP:
-    """An `MLP` as `torch.nn.Sequential`, trained by `torch.optim.Adam`."""
+def network(problem: MLP | LeNet) -> Any:
+    """The layers of a problem as `torch.nn.Sequential`."""
+    from torch import nn
 
-    def __init__(self, problem: MLP, **adam: Any) -> None:
+    layers: list[nn.Module] = []
+    if isinstance(problem, LeNet):
+        first, second = problem.channels
+        layers += [nn.Conv2d(1, first, 5, padding="same"), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(first, second, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+        for fan_in, width in zip((problem.features, *problem.widths), problem.widths, strict=False):
+            layers += [nn.Linear(fan_in, width), nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+    for fan_in, width in zip(problem.widths, problem.widths[1:], strict=False):
+        layers += [nn.Linear(fan_in, width), nn.BatchNorm1d(width), nn.ReLU()]
+    return nn.Sequential(*layers[:-2])
+
+
+class TorchTraining:
+    """The network of a problem, trained by `torch.optim.Adam`."""
+
+    def __init__(self, problem: MLP | LeNet, **adam: Any) -> None:
         import torch
-        from torch import nn
 
-        layers: list[nn.Module] = []
-        for fan_in, width in zip(problem.widths, problem.widths[1:], strict=False):
-            layers += [nn.Linear(fan_in, width), nn.BatchNorm1d(width), nn.ReLU()]
-        self.model = nn.Sequential(*layers[:-2])
+        self.model = network(problem)
         load(self.model, problem.parameters())
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=problem.learning_rate, **adam)
 
@@ -127,11 +140,11 @@ def numpy(tensors: Iterable[Any]) -> list[np.ndarray]:
     return [t.detach().numpy().copy() for t in tensors]
 
 
-def mlp_body(problem: MLP, part: str, **adam: Any) -> Body:
-    """The `forward` pass, the `gradients`, the full `step` or an `epoch` of steps of an MLP on one batch."""
+def training_body(problem: MLP | LeNet, part: str, **adam: Any) -> Body:
+    """The `forward` pass, the `gradients`, the full `step` or an `epoch` of steps on one batch."""
     import torch
 
-    net = TorchMLP(problem, **adam)
+    net = TorchTraining(problem, **adam)
     x, labels = map(torch.from_numpy, problem.data())
     runs = {
         "forward": lambda: net.forward(x),
@@ -160,7 +173,7 @@ def digits_body(problem: MLP, data: tuple[np.ndarray, ...], epochs: list[list[np
     import torch
 
     x, labels, test_x, test_labels = map(torch.from_numpy, data)
-    start = TorchMLP(problem, **adam)
+    start = TorchTraining(problem, **adam)
     orders = [[torch.from_numpy(indices) for indices in batches] for batches in epochs]
 
     def run() -> float:

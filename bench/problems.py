@@ -34,6 +34,39 @@ class MLP:
         return x, rng.integers(0, self.widths[-1], self.batch)
 
 
+@dataclass(frozen=True)
+class LeNet:
+    """5x5 convolutions, the first with padding "same", each with relu and 2x2 max pooling; then Dense layers."""
+
+    size: int = 28
+    channels: tuple[int, int] = (6, 16)
+    widths: tuple[int, ...] = (120, 84, 10)
+    batch: int = 128
+    learning_rate: float = 1e-3
+
+    @property
+    def features(self) -> int:
+        """The inputs of the first Dense layer."""
+        return self.channels[-1] * ((self.size // 2 - 4) // 2) ** 2
+
+    def parameters(self, seed: int = 0) -> list[np.ndarray]:
+        """Fresh copies: weight, bias, weight, bias, ... in the layers' order, all U(±1/sqrt(fan_in))."""
+        rng, (first, second) = np.random.default_rng(seed), self.channels
+        shapes: list[tuple[int, ...]] = [(first, 1, 5, 5), (second, first, 5, 5)]
+        shapes += [(out, fan_in) for fan_in, out in zip((self.features, *self.widths), self.widths, strict=False)]
+        arrays = []
+        for shape in shapes:
+            bound = 1 / math.sqrt(math.prod(shape[1:]))
+            arrays += [rng.uniform(-bound, bound, shape), rng.uniform(-bound, bound, shape[0])]
+        return [a.astype(np.float32) for a in arrays]
+
+    def data(self, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """One batch: standard normal images and integer labels."""
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((self.batch, 1, self.size, self.size), dtype=np.float32)
+        return x, rng.integers(0, self.widths[-1], self.batch)
+
+
 EPOCH = 20  # steps of an "epoch" on one batch
 MLP7BN = MLP(widths=(32, 256, 256, 256, 256, 256, 256, 10), batch=256)
 DIGITS = MLP(widths=(64, 128, 128, 10), batch=64)

@@ -14,6 +14,7 @@ from culux.backends import Backend, get_backend, installed
 from culux.errors import KernelError
 from culux.kernels import records
 from culux.kernels.cublaslt import cublaslt_for
+from culux.kernels.cudnn import cudnn_for
 
 # What each part needs: the module that must be importable, its distribution, and what to install.
 PARTS: Mapping[str, tuple[str, str, str]] = {
@@ -49,6 +50,7 @@ def report(write: Callable[[str], object] = print) -> None:
             write(f"  {name}: {label}{total}")
         if name == "cupy":
             write(f"    matrix products: {_products(backend)}")
+            write(f"    convolutions: {_convolutions(backend)}")
     write("\noptional parts")
     for part, (module, distribution, install) in PARTS.items():
         if importlib.util.find_spec(module) is None:
@@ -64,6 +66,15 @@ def _products(backend: Backend) -> str:
     except KernelError as error:
         return f"CULUX_CUBLASLT is wrong: {error}"
     return "CuPy's own; no cuBLASLt was found" if found is None else f"cuBLASLt {found.library.version}"
+
+
+def _convolutions(backend: Backend) -> str:
+    """What computes the convolutions of CuPy's arrays."""
+    try:
+        found = cudnn_for(backend)
+    except KernelError as error:
+        return f"CULUX_CUDNN is wrong: {error}"
+    return f"culux's own; {found.reason}" if found.layer is None else f"cuDNN {found.layer.version}"
 
 
 def _version(distribution: str) -> str:

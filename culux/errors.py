@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 __all__ = [
+    "CheckError",
     "CheckpointError",
     "CuluxError",
     "DTypeError",
@@ -73,6 +74,10 @@ class KernelError(CuluxError, RuntimeError):
 
 class NonFiniteError(CuluxError, FloatingPointError):
     """A loss or a parameter that became infinite or no number."""
+
+
+class CheckError(CuluxError, AssertionError):
+    """A layer, primitive or backend that fails checks of `culux.testing`; the text lists all of them."""
 
 
 class EntryError(CuluxError, KeyError, AttributeError):
@@ -179,11 +184,24 @@ FOREIGN_KEYWORDS: Mapping[str, str] = {
     "in1_features": "in_dims, a pair: Bilinear((in1, in2), out_dims)",
     "hidden_size": "out_dims: LSTMCell(in_dims, out_dims)",
     "input_size": "in_dims: LSTMCell(in_dims, out_dims)",
+    "embed_dim": "dims, the first argument: MultiHeadAttention(dims, num_heads=1)",
+    "nheads": "num_heads",
+    "nhead": "num_heads",
+    "kdim": "key_dims",
+    "vdim": "value_dims",
+    "is_causal": "causal",
+    "attention_dropout_probability": "dropout",
+    "need_weights": "return_weights (True or False)",
+    "max_seq_len": "max_sequence_length",
+    "theta": "base",
     "weight_decay_rate": "weight_decay",
     "beta1": "betas=(beta1, beta2)",
     "beta2": "betas=(beta1, beta2)",
     "beta_1": "betas=(beta_1, beta_2)",
     "beta_2": "betas=(beta_1, beta_2)",
+    "init_scale": "scale",
+    "growth_factor": "growth",
+    "backoff_factor": "backoff",
     "init_W": "init_weight",
     "kernel_init": "init_weight",
     "bias_init": "init_bias",
@@ -209,8 +227,9 @@ FOREIGN_METHODS: Mapping[str, str] = {
     "requires_grad_": "what you pass to culux.gradient is differentiated; culux.optim.freeze keeps leaves fixed",
     "detach": "use culux.stop_gradient(x)",
     "numpy": "use culux.to_numpy(x) outside the differentiated function",
-    "half": "convert trees with culux.cpu_device(dtype='float16')(ps)",
-    "double": "convert trees with culux.cpu_device(dtype='float64')(ps)",
+    "half": "convert trees: ps, st = culux.f16(ps), culux.f16(st)",
+    "bfloat16": "convert trees: ps, st = culux.bf16(ps), culux.bf16(st)",
+    "double": "convert trees: ps, st = culux.f64(ps), culux.f64(st)",
     "register_buffer": "return untrained arrays from initial_states(self, rng)",
     "forward": "call the layer: y, st = layer(x, ps, st)",
 }

@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 
-from tests.standin_cupy.fixture import forget_types
 from tests.standin_cupy.fixture import standin_cupy as standin_cupy
 from tests.support import NO_GPU, has_gpu, missing_tool, required_tools, requires, skip_class
 
@@ -15,16 +14,12 @@ from tests.support import NO_GPU, has_gpu, missing_tool, required_tools, require
 def strict():
     """A third backend, array_api_strict's, registered for one test."""
     requires("array_api_strict")
-    from culux.backends import register_backend, registry
+    from culux.backends.registry import registered
     from tests.strict_backend import StrictBackend
 
     backend = StrictBackend()
-    register_backend(backend)
-    yield backend
-    del registry._backends[backend.name]
-    forget_types()
-    for kind in backend.array_types:
-        registry._namespaces.pop(kind, None)
+    with registered(backend):
+        yield backend
 
 
 @pytest.fixture

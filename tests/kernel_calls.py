@@ -18,6 +18,7 @@ def operations(cp):
     """By name: a function of float arrays, and those arrays."""
     x, weight, bias = normal(cp, 16, 24), normal(cp, 20, 24), normal(cp, 20)
     image, scale, shift = normal(cp, 4, 6, 5, 5), normal(cp, 6), normal(cp, 6)
+    kernel, mirrored = normal(cp, 20, 6, 3, 3), normal(cp, 6, 20, 3, 3)
     labels, ids = cp.asarray(np.arange(16) % 20), cp.asarray(np.arange(12) % 7)
     state = culux.gpu_device()(culux.random.rng_state(0))
     mean, var = cp.zeros(6, "float32"), cp.ones(6, "float32")
@@ -38,6 +39,10 @@ def operations(cp):
         "cross entropy": (lambda a: nn.softmax_cross_entropy(a, labels), (normal(cp, 16, 20),)),
         "dropout": (lambda a: nn.dropout(a, state, p=0.3, training=True)[0], (x,)),
         "embedding": (lambda a: nn.embedding(ids, a), (normal(cp, 7, 8),)),
+        "conv relu": (lambda *a: nn.conv(*a, activation=nn.relu, padding=1), (image, kernel, bias)),
+        "conv without bias": (lambda *a: nn.conv(*a, stride=2), (image, kernel)),
+        "conv depthwise": (lambda *a: nn.conv(*a, activation=nn.gelu, groups=6), (image, kernel[:6, :1].copy(), scale)),
+        "conv transpose": (lambda *a: nn.conv_transpose(*a, activation=nn.relu, stride=2), (image, mirrored, bias)),
         "maxpool": (lambda a: nn.maxpool(a, 2), (image,)),
         "meanpool": (lambda a: nn.meanpool(a, 2), (image,)),
     }
@@ -53,6 +58,10 @@ def at_other_sizes(cp):
         "dense relu of 512 x 520 x 520": (
             lambda *a: nn.dense(*a, activation=nn.relu), (normal(cp, 512, 520), normal(cp, 520, 520), normal(cp, 520)),
         ),
+        "conv of 2 x 50 x 50 positions": (
+            lambda *a: nn.conv(*a, activation=nn.relu, padding=1),
+            (normal(cp, 2, 3, 50, 50), normal(cp, 4, 3, 3, 3), normal(cp, 4)),
+        ),
         "batchnorm of 62500 values": (
             lambda *a: nn.batchnorm(*a, None, None, training=True)[0], (plane, one, cp.zeros(1, "float32")),
         ),
@@ -62,6 +71,10 @@ def at_other_sizes(cp):
         "embedding of 40000 ids": (lambda a: nn.embedding(many, a), (normal(cp, 7, 4),)),
         "embedding of 40 ids": (lambda a: nn.embedding(many[:40].copy(), a), (normal(cp, 7, 4),)),
     }  # fmt: skip
+    for function, gates, size in ((nn.rnn, 1, 6), (nn.gru, 3, 6), (nn.lstm, 4, 6), (nn.lstm, 4, 128)):
+        weights = [normal(cp, gates * size, n) for n in (5, size)] + [normal(cp, gates * size)] * 2
+        call = f"4 steps of {function.__name__} {size}"
+        found[call] = (lambda *a, f=function: f(*a)[0], (normal(cp, 3, 4, 5), *weights))
     for width in (600, 7000):
         row, ones = normal(cp, 2, width), cp.ones(width, "float32")
         found[f"layernorm of {width}"] = (lambda *a: nn.layernorm(*a, ndim=1), (row, ones, ones * 0))

@@ -8,7 +8,24 @@ import array_api_strict
 import numpy as np
 
 from culux.backends import Memory, Place
-from culux.errors import DTypeError, KernelError
+from culux.errors import DeviceError, DTypeError, KernelError
+
+
+class StrictUpload:
+    """Host memory of its own for each copy."""
+
+    def stage(self, nbytes):
+        self.staged = np.empty(nbytes, np.uint8)
+        return self.staged
+
+    def start(self):
+        return array_api_strict.asarray(self.staged)
+
+    def wait(self):
+        pass
+
+    def close(self):
+        pass
 
 
 class StrictBackend:
@@ -33,6 +50,7 @@ class StrictBackend:
         return Place(self.kind)
 
     def from_host(self, array, index):
+        self.move(array, index)
         try:
             return array_api_strict.asarray(array)
         except TypeError as error:
@@ -42,6 +60,8 @@ class StrictBackend:
         return np.from_dlpack(array)
 
     def move(self, array, index):
+        if index:
+            raise DeviceError(f"array_api_strict has one device, got index {index}")
         return array
 
     def astype(self, array, dtype):
@@ -60,13 +80,13 @@ class StrictBackend:
         return contextlib.nullcontext()
 
     def upload(self, index):
-        raise NotImplementedError
+        return StrictUpload()
 
     def empty(self, like, shape, dtype):
-        return self.xp.empty(shape, dtype=dtype)
+        return self.xp.empty(shape, dtype=getattr(self.xp, np.dtype(dtype).name))
 
     def contiguous(self, array):
-        return array
+        return self.xp.asarray(array, copy=True)
 
     def allocations(self, note):
         return contextlib.nullcontext()
@@ -75,6 +95,12 @@ class StrictBackend:
         raise KernelError("array_api_strict runs no CUDA kernels")
 
     def launch(self, kernel, grid, block, args, shared=0):
+        raise KernelError("array_api_strict runs no CUDA kernels")
+
+    def shared_limit(self, index):
+        raise KernelError("array_api_strict runs no CUDA kernels")
+
+    def timer(self, index):
         raise KernelError("array_api_strict runs no CUDA kernels")
 
 

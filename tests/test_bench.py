@@ -12,7 +12,8 @@ from bench import __main__ as command
 from bench import machine, report
 from bench.harness import Body, Row, Workload, check_agreement, compare, interleaved, measure
 
-MODULES = [importlib.import_module(f"bench.bench_{name}") for name in ("tape", "dense", "conv", "mlp7bn", "digits")]
+NAMES = ("tape", "dense", "conv", "lenet", "mlp7bn", "digits")
+MODULES = [importlib.import_module(f"bench.bench_{name}") for name in NAMES]
 WORKLOADS = [workload for module in MODULES for workload in module.WORKLOADS]
 
 
@@ -120,7 +121,7 @@ def test_run_without_torch_says_so(monkeypatch, capsys):
 def test_unknown_workload_is_refused(capsys):
     with pytest.raises(SystemExit):
         command.main(["tapes"])
-    assert "no workload tapes; there are: tape, dense, conv, mlp7bn, digits, import" in capsys.readouterr().err
+    assert "no workload tapes; there are: tape, dense, conv, lenet, mlp7bn, digits, import" in capsys.readouterr().err
 
 
 def test_threads_are_set_for_every_library_before_it_is_imported(monkeypatch):

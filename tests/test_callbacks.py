@@ -107,7 +107,7 @@ def test_early_stopping_waits_for_its_patience(mode, values, epochs):
 
 def test_early_stopping_says_why():
     run = run_of(EarlyStopping("loss", patience=1), [1.0, 2.0], "loss")
-    assert run.stopped == "loss has not improved on 1.0 for 1 epochs"
+    assert run.stopped == "loss has not improved on 1 for 1 epochs"
 
 
 def test_an_improvement_is_more_than_min_delta():

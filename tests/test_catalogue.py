@@ -11,9 +11,12 @@ import pytest
 
 import culux
 from culux import tree
-from culux.backends import backend_of, get_backend, is_float_array
+from culux.backends import get_backend, is_float_array
+from culux.testing.compare import TOLERANCE, assert_same, require
+from culux.testing.derivatives import directional, gradients, pullback_problems, scalar, slope_problems
+from tests import torch_values
 from tests.catalogue import entries
-from tests.catalogue.case import TOLERANCE, Case, InitCase, LayerCase, RuleCase
+from tests.catalogue.case import Case, InitCase, LayerCase, RuleCase, random_tree
 from tests.support import requires
 
 ENTRIES = entries()
@@ -24,29 +27,9 @@ INITS = [entry for entry in ENTRIES if isinstance(entry, InitCase)]
 DIFFERENTIABLE = [entry for entry in CASES if entry.positions()]
 SMOOTH = [entry for entry in DIFFERENTIABLE if entry.smooth and "float64" in entry.dtypes]
 
-STEP = 1e-5
-MANY = 60  # inputs of more elements are differenced along random directions only
-
 
 def over(cases):
     return pytest.mark.parametrize("case", cases, ids=str)
-
-
-def host(x):
-    """An array of any backend as a NumPy array."""
-    backend = backend_of(x)
-    return np.asarray(x if backend.name == "numpy" else backend.to_host(x))
-
-
-def assert_same(found, expected, tolerance, what=""):
-    found, expected = tree.leaves(found), tree.leaves(expected)
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(
-            host(one).astype(np.float64) if host(one).dtype.kind == "f" else host(one),
-            other, rtol=tolerance, atol=tolerance, err_msg=what,
-        )  # fmt: skip
-        assert np.shape(host(one)) == np.shape(other)
 
 
 def of_differentiable(case, arrays):
@@ -59,54 +42,6 @@ def of_differentiable(case, arrays):
         return case.call(*full)
 
     return f, [arrays[i] for i in case.positions()]
-
-
-def weights(y, seed):
-    """Fixed random numbers in the shape, dtype and place of `y`."""
-    y = culux.stop_gradient(y)
-    values = np.random.default_rng(seed).standard_normal(getattr(y, "shape", ()))
-    return backend_of(y).from_host(np.asarray(values, getattr(y, "dtype", float)), 0)
-
-
-def scalar(f):
-    """A function with its float outputs projected on fixed random directions."""
-
-    def projected(*values):
-        total = 0.0
-        for seed, y in enumerate(tree.leaves(f(*values))):
-            total = total + (y * weights(y, seed)).sum()
-        return total
-
-    return projected
-
-
-def gradient(f, values):
-    found = culux.gradient(f, *values)
-    return list(found) if len(values) > 1 else [found]
-
-
-def differences(f, values, i):
-    """Central differences of a scalar function along every axis of argument i, or along some directions."""
-    rng = np.random.default_rng(7)
-    n = values[i].size
-    directions = np.eye(n) if n <= MANY else rng.standard_normal((4, n)) / math.sqrt(n)
-
-    def at(step):
-        moved = list(values)
-        moved[i] = values[i] + step.reshape(values[i].shape)
-        return float(f(*moved))
-
-    slopes = [(at(STEP * d) - at(-STEP * d)) / (2 * STEP) for d in directions]
-    return directions, np.array(slopes)
-
-
-def check_gradient(f, values, factor):
-    for i, found in enumerate(gradient(f, values)):
-        assert found.shape == values[i].shape
-        directions, slopes = differences(f, values, i)
-        np.testing.assert_allclose(
-            directions @ found.ravel() if found.size else slopes, slopes, rtol=1e-6 * factor, atol=1e-7 * factor
-        )
 
 
 # Values.
@@ -140,31 +75,27 @@ def test_dtype_is_kept(case, dtype):
         assert [y.dtype for y in found] == [np.dtype(dtype)] * len(found)
     if case.positions():
         f, values = of_differentiable(case, arrays)
-        assert [g.dtype for g in gradient(scalar(f), values)] == [x.dtype for x in values]
-        assert [g.shape for g in gradient(scalar(f), values)] == [x.shape for x in values]
+        assert [g.dtype for g in gradients(scalar(f), values)] == [x.dtype for x in values]
+        assert [g.shape for g in gradients(scalar(f), values)] == [x.shape for x in values]
 
 
 @over([case for case in CASES if case.torch])
 def test_value_and_gradient_against_torch(case):
-    torch = requires("torch")
-    dtype = "float64" if "float64" in case.dtypes else case.dtypes[-1]
-    arrays = case.arrays(dtype)
+    arrays = case.arrays(case.widest)
     f, values = of_differentiable(case, arrays)
-    tensors = [torch.tensor(x) for x in arrays]
-    for i in case.positions():
-        tensors[i].requires_grad_()
-    expected = case.torch(torch, *tensors)
-    tolerance = TOLERANCE[dtype] * case.tolerance
-    assert_same(case.call(*arrays), [y.detach().numpy() for y in tree.leaves(expected)], tolerance)
-    if values:
-        found = gradient(scalar(f), values)
-        total = sum(
-            (y * torch.tensor(weights(y.detach().numpy(), k))).sum() for k, y in enumerate(tree.leaves(expected))
-        )
-        wanted = [tensors[i] for i in case.positions()]
-        slopes = torch.autograd.grad(total, wanted, allow_unused=True)
-        slopes = [np.zeros(x.shape) if s is None else s.numpy() for s, x in zip(slopes, values, strict=True)]
-        assert_same(found, slopes, tolerance)
+    found = [*tree.leaves(case.call(*arrays)), *(gradients(scalar(f), values) if values else [])]
+    assert_same(found, torch_values.expected(case), TOLERANCE[case.widest] * case.tolerance)
+
+
+def test_the_stored_values_are_those_of_torch():
+    torch = requires("torch")
+    stale = []
+    for case in torch_values.compared():
+        try:
+            assert_same(torch_values.stored(case), torch_values.computed(case, torch), 1e-9)
+        except AssertionError:
+            stale.append(str(case))
+    assert not stale, f"write the file anew, python -m tests.torch_values; it has other values of {', '.join(stale)}"
 
 
 # Derivatives.
@@ -173,32 +104,20 @@ def test_value_and_gradient_against_torch(case):
 @over(SMOOTH)
 def test_gradient_against_finite_differences(case):
     f, values = of_differentiable(case, case.arrays())
-    check_gradient(scalar(f), values, case.gradient_tolerance)
+    require(slope_problems(scalar(f), values, case.gradient_tolerance))
 
 
 @over([case for case in SMOOTH if case.second_order])
 def test_second_order_against_finite_differences(case):
     f, values = of_differentiable(case, case.arrays())
-
-    def directional(*at):
-        return sum((g * weights(g, 10 + i)).sum() for i, g in enumerate(gradient(scalar(f), list(at))))
-
-    check_gradient(directional, values, 10 * case.gradient_tolerance)
+    require(slope_problems(directional(scalar(f)), values, 10 * case.gradient_tolerance))
 
 
 @over([case for case in DIFFERENTIABLE if "float64" in case.dtypes])
 def test_vjp_is_linear_and_callable_again(case):
     f, values = of_differentiable(case, case.arrays())
-    y, pullback = culux.vjp(f, *values)
-    assert_same(y, f(*values), 0)
-    one, other = (tree.map(lambda leaf, s=seed: weights(leaf, s), y) for seed in (1, 2))
-    first, second = pullback(one), pullback(other)
-    assert len(first) == len(values)
-    both = pullback(tree.map(lambda a, b: 2 * a + b, one, other))
-    for a, b, c in zip(first, second, both, strict=True):
-        np.testing.assert_allclose(c, 2 * a + b, rtol=1e-9, atol=1e-9)
-    for a, again in zip(first, pullback(one), strict=True):
-        np.testing.assert_array_equal(a, again)
+    assert_same(culux.vjp(f, *values)[0], f(*values), 0)
+    require(pullback_problems(f, values))
 
 
 # Backends.
@@ -219,10 +138,10 @@ def test_cupy_against_numpy(case, standin_cupy):
     f, values = of_differentiable(case, arrays)
     if values:
         g, moved = of_differentiable(case, on(backend, arrays))
-        slopes = gradient(scalar(g), moved)
+        slopes = gradients(scalar(g), moved)
         assert all(isinstance(s, standin_cupy.ndarray) for s in slopes)
         assert [s.dtype for s in slopes] == [x.dtype for x in values]
-        assert_same(slopes, gradient(scalar(f), values), TOLERANCE[dtype] * case.tolerance)
+        assert_same(slopes, gradients(scalar(f), values), TOLERANCE[dtype] * case.tolerance)
 
 
 @over([case for case in CASES if case.strict])
@@ -269,15 +188,6 @@ def test_layer_is_a_value(case):
 # Optimiser rules.
 
 
-SHAPES = culux.Tree(a=(3, 4), b=culux.Tree(c=(5,), d=(1,)))
-
-
-def random_tree(rng, dtype="float64"):
-    return tree.map(
-        lambda shape: rng.standard_normal(shape).astype(dtype), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
-    )
-
-
 def taken(case, ps, gradients):
     """`ps` after the steps."""
     state = culux.optim.setup(case.rule, ps)
@@ -290,8 +200,7 @@ def taken(case, ps, gradients):
 
 @over(RULES)
 def test_rule_steps_against_the_reference(case):
-    rng = np.random.default_rng(0)
-    ps, gradients = random_tree(rng), [random_tree(rng) for _ in range(20)]
+    ps, gradients = torch_values.steps()
     before = tree.map(np.copy, ps)
     found = taken(case, ps, gradients)
     assert case.reference or case.torch
@@ -301,14 +210,7 @@ def test_rule_steps_against_the_reference(case):
         expected = [case.reference(x.copy(), list(steps)) for x, *steps in columns]
         assert_same(found, expected, 1e-9 * case.tolerance)
     if case.torch:
-        torch = requires("torch")
-        tensors = [torch.tensor(x, requires_grad=True) for x in tree.leaves(ps)]
-        optimizer = case.torch(torch, tensors)
-        for gradient in gradients:
-            for tensor, g in zip(tensors, tree.leaves(gradient), strict=True):
-                tensor.grad = torch.tensor(g)
-            optimizer.step()
-        assert_same(found, [tensor.detach().numpy() for tensor in tensors], 1e-9 * case.tolerance)
+        assert_same(found, torch_values.expected(case), 1e-9 * case.tolerance)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -100,5 +100,5 @@ def test_a_wrong_rule_is_seen(monkeypatch):
     wrong = lambda needs, x: (np.sin(x), lambda dy: (dy * np.cos(x) * 1.0001,))  # noqa: E731
     monkeypatch.setattr(culux.numpy.sin.operation, "vjp_rule", wrong)
     case = next(case for case in suites.SMOOTH if case.name == "culux.numpy.sin")
-    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+    with pytest.raises(AssertionError, match=r"argument 1\[\d, \d\]: expected .* by central differences, got"):
         suites.test_gradient_against_finite_differences(case)

@@ -144,7 +144,7 @@ def test_a_model_with_an_embedding_learns():
 
 
 def test_refusals_of_the_layer():
-    with pytest.raises(LayerError, match="Embedding: expected num_embeddings to be a positive int, got int 0"):
+    with pytest.raises(LayerError, match="expected num_embeddings to be a positive int or a tuple of them, got int 0"):
         Embedding(0, 3)
     with pytest.raises(LayerError, match="Embedding: expected dims to be a positive int"):
         Embedding(3, 2.5)

@@ -38,6 +38,7 @@ X = np.ones((32, 64), np.float32)
         (errors.DeviceError, RuntimeError),
         (errors.DifferentiationError, TypeError),
         (errors.LayerError, TypeError),
+        (errors.CheckError, AssertionError),
         (errors.CheckpointError, ValueError),
         (errors.KernelError, RuntimeError),
         (errors.EntryError, KeyError),

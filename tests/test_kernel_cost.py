@@ -16,6 +16,11 @@ EXPECTED = {
     "batchnorm test mode backward": 2,
     "batchnorm of 62500 values forward": 2,
     "batchnorm of 62500 values backward": 2,
+    "conv relu backward": 3,  # dz and the bias's gradient, the input's, the weight's
+    "conv without bias backward": 2,
+    "conv depthwise backward": 3,
+    "conv transpose backward": 3,
+    "conv of 2 x 50 x 50 positions backward": 4,  # the last adds the parts of the weight's and of the bias's gradient
     "dense relu of 512 x 520 x 520 forward": 2,
     "dense relu of 512 x 520 x 520 backward": 3,
     "embedding of 40 ids backward": 3,
@@ -27,6 +32,12 @@ EXPECTED = {
     "rmsnorm backward": 2,
     "Adam after clip_norm update": 2,
     "embedding backward": 2,  # the sort, and the sums of one chunk of ids
+    # The product of the inputs, and all steps; backward also the products of both weights' gradients.
+    **{f"4 steps of {name} 6 forward": 2 for name in ("rnn", "gru", "lstm")},
+    **{f"4 steps of {name} 6 backward": 3 for name in ("rnn", "gru", "lstm")},
+    # Where the weight is too large for shared memory: a product and a launch for each step, and none after the last.
+    "4 steps of lstm 128 forward": 9,
+    "4 steps of lstm 128 backward": 9,
 }
 
 

@@ -275,7 +275,7 @@ def test_other_dtypes_and_numbers_are_gathered(standin_cupy):
     _, expected = steps(Adam(0.1), ps, [g])
     found_ps, found_g = on(standin_cupy, ps), Tree(b=standin_cupy.asarray(g.b), c=0.5)
     assert_close(steps(Adam(0.1), found_ps, [found_g])[1], expected, 1e-6)
-    loose = found_ps.replace(b=standin_cupy.ones(2))
+    loose = found_ps.replace(b=standin_cupy.ones(2, "float32"))
     assert_close(optim.update(optim.setup(Adam(0.1), found_ps), loose, found_g)[1], expected, 1e-6)
     with pytest.raises(culux.errors.ShapeError, match=r"grads at b: expected an array of shape \(2,\), got"):
         steps(Adam(0.1), found_ps, [found_g.replace(b=standin_cupy.ones(3))])

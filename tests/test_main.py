@@ -11,7 +11,8 @@ import pytest
 import culux
 from culux.__main__ import main
 from culux.errors import KernelError
-from culux.kernels import cublaslt, records
+from culux.kernels import cublaslt, cudnn, records
+from tests.cudnn_support import fake_cudnn
 from tests.tuning_support import DEVICE, FakeTimer, choose, failing, fixed
 from tests.tuning_support import cache as cache
 
@@ -115,3 +116,20 @@ def test_the_report_names_what_computes_products(standin_cupy, monkeypatch, caps
     monkeypatch.setattr(cublaslt, "_by_backend", {})
     main([])
     assert "matrix products: CULUX_CUBLASLT is wrong: CULUX_CUBLASLT=/nowhere.so cannot be" in capsys.readouterr().out
+
+
+def test_the_report_names_what_computes_convolutions(standin_cupy, monkeypatch, capsys):
+    main([])
+    assert "    convolutions: culux's own; cuDNN is turned off by CULUX_CUDNN=0\n" in capsys.readouterr().out
+    with fake_cudnn(standin_cupy, monkeypatch) as library:
+        main([])
+        assert "    convolutions: cuDNN 9.10.2 (nvidia-cudnn-frontend 1.28.0)\n" in capsys.readouterr().out
+        cudnn._by_backend.clear()
+        library.fail["create_handle"] = RuntimeError("Unable to find symbol cudnnCreate")
+        with pytest.warns(UserWarning, match="culux's own kernels compute convolutions"):
+            main([])
+        assert "    convolutions: culux's own; cuDNN does not work here: Unable to find" in capsys.readouterr().out
+        cudnn._by_backend.clear()
+        monkeypatch.setenv("CULUX_CUDNN", "yes")
+        main([])
+        assert "    convolutions: CULUX_CUDNN is wrong: expected the environment" in capsys.readouterr().out

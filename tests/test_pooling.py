@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -9,21 +11,26 @@ import culux
 from culux import MaxPool, MeanPool, nn
 from culux.errors import DTypeError, LayerError, ShapeError
 
-# shape, window, stride, padding
+# shape, window, stride, padding, dilation
 CASES = {
-    "default": ((2, 3, 6, 8), 2, None, 0),
-    "odd size": ((2, 3, 7, 5), 2, None, 0),
-    "overlap": ((1, 2, 7, 9), 3, 2, 1),
-    "overlap, stride 1": ((1, 1, 6, 6), (3, 4), 1, (1, 2)),
-    "gaps": ((2, 1, 9, 8), 2, 3, 1),
-    "one axis": ((2, 3, 11), 3, 2, 1),
-    "three axes": ((1, 2, 5, 6, 7), (2, 3, 1), (2, 1, 3), (1, 0, 0)),
-    "whole": ((2, 2, 4, 3), (4, 3), None, 0),
-    "one": ((2, 2, 3, 4), 1, None, 0),
-    "no samples": ((0, 2, 4, 4), 2, None, 0),
-    "large window": ((1, 1, 40, 20), (20, 18), 3, 2),
+    "default": ((2, 3, 6, 8), 2, None, 0, 1),
+    "odd size": ((2, 3, 7, 5), 2, None, 0, 1),
+    "overlap": ((1, 2, 7, 9), 3, 2, 1, 1),
+    "overlap, stride 1": ((1, 1, 6, 6), (3, 4), 1, (1, 2), 1),
+    "gaps": ((2, 1, 9, 8), 2, 3, 1, 1),
+    "one axis": ((2, 3, 11), 3, 2, 1, 1),
+    "three axes": ((1, 2, 5, 6, 7), (2, 3, 1), (2, 1, 3), (1, 0, 0), 1),
+    "whole": ((2, 2, 4, 3), (4, 3), None, 0, 1),
+    "one": ((2, 2, 3, 4), 1, None, 0, 1),
+    "no samples": ((0, 2, 4, 4), 2, None, 0, 1),
+    "large window": ((1, 1, 40, 20), (20, 18), 3, 2, 1),
+    "dilated": ((2, 3, 9, 8), 3, 2, 1, 2),
+    "dilated, one axis": ((1, 2, 13), 3, None, 1, 4),
+    "dilated, one place of a window before the input": ((3, 4, 13), 4, 1, 2, 3),
+    "dilated, three axes": ((1, 2, 6, 7, 5), (2, 3, 1), 1, (1, 1, 0), (3, 2, 5)),
+    "dilated, stride of its divisor": ((2, 1, 12, 14), (3, 4), (2, 3), (1, 2), (4, 3)),
+    "dilated, large window": ((1, 1, 40, 38), (20, 18), 1, (5, 0), 2),
 }
-TORCH = {"max": "max_pool", "mean": "avg_pool"}
 OURS = {"max": nn.maxpool, "mean": nn.meanpool}
 
 
@@ -31,11 +38,21 @@ def sample(shape, dtype="float64", seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def torch_pool(kind, x, dy, window, stride, padding):
+def torch_pool(kind, x, dy, window, stride, padding, dilation=1):
     """Torch's y and dx in float64."""
     torch = pytest.importorskip("torch")
     theirs = torch.tensor(np.asarray(x, np.float64), requires_grad=True)
-    y = getattr(torch.nn.functional, f"{TORCH[kind]}{x.ndim - 2}d")(theirs, window, stride, padding)
+    axes, functional = x.ndim - 2, torch.nn.functional
+    if kind == "max":
+        y = getattr(functional, f"max_pool{axes}d")(theirs, window, stride, padding, dilation)
+    elif dilation == 1:
+        y = getattr(functional, f"avg_pool{axes}d")(theirs, window, stride, padding)
+    else:  # torch's mean knows no dilation: a convolution of every channel with equal weights
+        lengths = (window,) * axes if isinstance(window, int) else window
+        weight = torch.full((x.shape[1], 1, *lengths), 1 / np.prod(lengths), dtype=torch.float64)
+        y = getattr(functional, f"conv{axes}d")(
+            theirs, weight, None, window if stride is None else stride, padding, dilation, x.shape[1]
+        )
     if dy is not None:
         y.backward(torch.tensor(np.asarray(dy, np.float64)))
     return y.detach().numpy(), None if dy is None else theirs.grad.numpy()
@@ -45,11 +62,11 @@ def torch_pool(kind, x, dy, window, stride, padding):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5), ("float16", 1e-2)])
 def test_against_torch(kind, case, dtype, tolerance):
-    shape, window, stride, padding = CASES[case]
-    x = sample(shape, dtype)
-    y, pullback = culux.vjp(lambda x: OURS[kind](x, window, stride=stride, padding=padding), x)
+    shape, window, *rest = CASES[case]
+    x, options = sample(shape, dtype), dict(zip(("stride", "padding", "dilation"), rest, strict=True))
+    y, pullback = culux.vjp(lambda x: OURS[kind](x, window, **options), x)
     dy = sample(y.shape, dtype, 1)
-    expected, gradient = torch_pool(kind, x, dy, window, stride, padding)
+    expected, gradient = torch_pool(kind, x, dy, window, **options)
     (dx,) = pullback(dy)
     assert (y.dtype, dx.dtype) == (x.dtype, x.dtype)
     np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance)
@@ -58,10 +75,11 @@ def test_against_torch(kind, case, dtype, tolerance):
 
 def test_ties_go_to_the_first():
     x = np.round(sample((2, 3, 9, 9)))
-    for padding in (0, 1):
-        y, pullback = culux.vjp(lambda x, p=padding: nn.maxpool(x, 3, stride=2, padding=p), x)
+    for options in itertools.product((2,), (0, 1), (1, 3)):
+        named = dict(zip(("stride", "padding", "dilation"), options, strict=True))
+        y, pullback = culux.vjp(lambda x, named=named: nn.maxpool(x, 3, **named), x)
         dy = sample(y.shape, seed=1)
-        np.testing.assert_allclose(pullback(dy)[0], torch_pool("max", x, dy, 3, 2, padding)[1], rtol=1e-12)
+        np.testing.assert_allclose(pullback(dy)[0], torch_pool("max", x, dy, 3, *options)[1], rtol=1e-12)
 
 
 def test_a_cotangent_of_nan_stays_in_its_place():
@@ -74,10 +92,10 @@ def test_a_cotangent_of_nan_stays_in_its_place():
 def test_nan_and_infinities_are_torchs():
     x = sample((2, 2, 8, 8))
     x[0, 0, ::3, ::2], x[1, 1, 1, 1], x[1, 0], x[0, 1, 2] = np.nan, np.inf, -np.inf, -np.inf
-    for padding in (0, 1):
-        y, pullback = culux.vjp(lambda x, p=padding: nn.maxpool(x, 2, padding=p), x)
+    for padding, dilation in itertools.product((0, 1), (1, 2)):
+        y, pullback = culux.vjp(lambda x, p=padding, d=dilation: nn.maxpool(x, 2, padding=p, dilation=d), x)
         dy = sample(y.shape, seed=1)
-        expected, gradient = torch_pool("max", x, dy, 2, 2, padding)
+        expected, gradient = torch_pool("max", x, dy, 2, 2, padding, dilation)
         np.testing.assert_array_equal(y, expected)
         np.testing.assert_allclose(pullback(dy)[0], gradient, rtol=1e-12)
     np.testing.assert_array_equal(
@@ -85,32 +103,46 @@ def test_nan_and_infinities_are_torchs():
     )
 
 
+def test_windows_between_whose_elements_the_input_lies():
+    # One row, two elements of a window on either side of it: the maximum is that of padding, and nothing comes back.
+    x = sample((1, 2, 1, 5))
+    y, pullback = culux.vjp(lambda x: nn.maxpool(x, 2, stride=1, padding=1, dilation=2), x)
+    np.testing.assert_array_equal(y, torch_pool("max", x, None, 2, 1, 1, 2)[0])
+    assert np.isneginf(y).all()
+    np.testing.assert_array_equal(pullback(np.ones_like(y))[0], np.zeros_like(x))
+    again = culux.gradient(lambda dy: (pullback(dy)[0] ** 2).sum(), np.ones_like(y))
+    np.testing.assert_array_equal(again, np.zeros_like(y))
+    np.testing.assert_array_equal(nn.meanpool(x, 2, stride=1, padding=1, dilation=2), np.zeros_like(y))
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's, of its copy
-@pytest.mark.parametrize("window", [1, 2, 3, (2, 5), (4, 1)])
+@pytest.mark.parametrize(("window", "dilation"), [(1, 2), (2, 1), (3, 1), ((2, 5), 1), ((4, 1), 1), ((3, 4), 3)])
 @pytest.mark.parametrize("kind", ["max", "mean"])
-def test_same_is_that_of_torchs_convolutions(kind, window):
+def test_same_is_that_of_torchs_convolutions(kind, window, dilation):
     torch = pytest.importorskip("torch")
     x = sample((1, 1, 6, 7))
-    y = OURS[kind](x, window, stride=1, padding="same")
+    y = OURS[kind](x, window, stride=1, padding="same", dilation=dilation)
     assert y.shape == x.shape
     lengths = window if isinstance(window, tuple) else (window, window)
     if kind == "mean":
         weight = torch.full((1, 1, *lengths), 1 / np.prod(lengths), dtype=torch.float64)
-        expected = torch.nn.functional.conv2d(torch.tensor(x), weight, padding="same").numpy()
+        expected = torch.nn.functional.conv2d(torch.tensor(x), weight, padding="same", dilation=dilation).numpy()
     else:
-        sides = [((n - 1) // 2, n - 1 - (n - 1) // 2) for n in lengths]
-        padded = np.pad(x[0, 0], sides, constant_values=-np.inf)
-        expected = np.lib.stride_tricks.sliding_window_view(padded, lengths).max((2, 3))[None, None]
+        spans = [(n - 1) * dilation for n in lengths]
+        padded = np.pad(x[0, 0], [(n // 2, n - n // 2) for n in spans], constant_values=-np.inf)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, [n + 1 for n in spans])
+        expected = windows[:, :, ::dilation, ::dilation].max((2, 3))[None, None]
     np.testing.assert_allclose(y, expected, rtol=1e-12)
     np.testing.assert_array_equal(OURS[kind](x, 2, padding="valid"), OURS[kind](x, 2))
 
 
+@pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("kind", ["max", "mean"])
-def test_derivatives_of_every_order(kind):
+def test_derivatives_of_every_order(kind, dilation):
     x, pool = sample((1, 2, 5, 6)), OURS[kind]
 
     def f(x):
-        return (pool(x, (3, 2), stride=2, padding=1) ** 3).sum()
+        return (pool(x, (3, 2), stride=2, padding=1, dilation=dilation) ** 3).sum()
 
     def slope(x):
         return (culux.gradient(f, x) ** 2).sum()
@@ -124,11 +156,12 @@ def test_derivatives_of_every_order(kind):
         np.testing.assert_allclose(found.flat[i], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dilation", [1, 3])
 @pytest.mark.parametrize("kind", ["max", "mean"])
-def test_the_pullback_is_differentiated(kind):
+def test_the_pullback_is_differentiated(kind, dilation):
     # A cotangent that is traced, the input plain: the pullback is linear, and its transpose is the pool of the places.
     x, pool = sample((2, 1, 7, 7)), OURS[kind]
-    y, pullback = culux.vjp(lambda x: pool(x, 3, stride=2, padding=1), x)
+    y, pullback = culux.vjp(lambda x: pool(x, 3, stride=2, padding=1, dilation=dilation), x)
     dy, weight = sample(y.shape, seed=1), sample(x.shape, seed=2)
     found = culux.gradient(lambda dy: (pullback(dy)[0] * weight).sum(), dy)
     for i in range(y.size):
@@ -139,13 +172,21 @@ def test_the_pullback_is_differentiated(kind):
     assert np.isfinite(again).all()
 
 
+def test_places_that_a_byte_does_not_reach():
+    x, weight = np.arange(300.0)[None, None], sample((300,))
+    y, pullback = culux.vjp(lambda x: nn.maxpool(x, 90, stride=1, dilation=3), x)
+    found = culux.gradient(lambda dy: (pullback(dy)[0] * weight).sum(), np.ones_like(y))
+    np.testing.assert_array_equal(found[0, 0], weight[3 * 89 :])
+
+
 @pytest.mark.parametrize("kind", ["max", "mean"])
 def test_another_library(kind, strict):
     import array_api_strict as xp
 
     x = sample((2, 2, 6, 5))
-    y = OURS[kind](xp.asarray(x), 3, stride=2, padding=1)
-    np.testing.assert_allclose(np.from_dlpack(y), torch_pool(kind, x, None, 3, 2, 1)[0], rtol=1e-12)
+    for dilation in (1, 2):
+        y = OURS[kind](xp.asarray(x), 3, stride=2, padding=1, dilation=dilation)
+        np.testing.assert_allclose(np.from_dlpack(y), torch_pool(kind, x, None, 3, 2, 1, dilation)[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["max", "mean"])
@@ -179,17 +220,18 @@ def test_what_comes_is_not_written():
 @pytest.mark.parametrize("kind", [MaxPool, MeanPool])
 def test_the_layers(kind):
     name = kind.__name__
-    layer = culux.Chain(kind(3, stride=2, padding=1), kind((2, 1)))
+    layer = culux.Chain(kind(3, stride=2, padding=1), kind((2, 1), dilation=(1, 3)))
     ps, st = culux.setup(0, layer)
     x = sample((2, 3, 9, 8))
     y, _ = layer(x, ps, st)
     pool = OURS["max" if kind is MaxPool else "mean"]
-    np.testing.assert_array_equal(y, pool(pool(x, 3, stride=2, padding=1), (2, 1)))
+    np.testing.assert_array_equal(y, pool(pool(x, 3, stride=2, padding=1), (2, 1), dilation=(1, 3)))
     assert culux.output_shape(layer, x.shape) == y.shape == (2, 3, 2, 4)
     assert culux.parameter_length(layer) == 0
     assert repr(kind((2, 3), padding="same")) == f"{name}((2, 3), padding='same')"
     assert kind([2, 3]) == kind((2, 3))
     assert culux.output_shape(kind(2), (5, 1, 7)) == (5, 1, 3)
+    assert culux.output_shape(kind((3, 2), stride=1, dilation=(2, 3)), (5, 1, 7, 6)) == (5, 1, 3, 3)
 
 
 def test_refusals():
@@ -203,6 +245,19 @@ def test_refusals():
             MaxPool(window)
     with pytest.raises(LayerError, match="MeanPool: expected stride to be an int of at least 1"):
         MeanPool(2, stride=0)
+    for dilation in (0, 1.5, (1, 0), None):
+        with pytest.raises(
+            LayerError, match="maxpool: expected dilation to be an int of at least 1 or a tuple of them"
+        ):
+            nn.maxpool(x, 2, dilation=dilation)
+        with pytest.raises(LayerError, match="LPPool: expected dilation to be an int of at least 1"):
+            culux.LPPool(2, dilation=dilation)
+    with pytest.raises(ShapeError, match=r"expected dilation to have 2 numbers, one per spatial axis, got \(1, 2, 1\)"):
+        nn.meanpool(x, 2, dilation=(1, 2, 1))
+    with pytest.raises(
+        ShapeError, match=r"of at least the window \(3, 3\) at dilation \(3, 1\) with padding \(0, 0\), got \(6, 6\)"
+    ):
+        nn.maxpool(x, 3, dilation=(3, 1))
     with pytest.raises(
         LayerError, match='expected padding to be an int of at least 0 or a tuple of them, or "same" or "valid"'
     ):

@@ -337,6 +337,7 @@ def test_wrong_inputs(layer, x, message):
             lambda: BidirectionalRNN(GRUCell(2, 3), merge="sum"),
             "expected merge to be None or a function, got str 'sum'",
         ),
+        (lambda: LSTMCell(2, 3, True), "LSTMCell: too many positional arguments; it is LSTMCell(in_dims, out_dims, *,"),
         (lambda: LSTM(2, 3, num_layers=0), "LSTM: expected num_layers to be a positive int, got int 0"),
         (lambda: LSTM(2, 3, dropout=2), "LSTM: expected dropout to be a number between 0 and 1, got int 2"),
         (lambda: GRU(2, 3, bidirectional=2), "GRU: expected bidirectional to be a bool, got int 2"),

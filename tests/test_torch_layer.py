@@ -88,7 +88,7 @@ def test_several_inputs_outputs_and_integers(torch):
     np.testing.assert_allclose(grads.parameters.reshape(10, 3), expected, rtol=1e-6)
     np.testing.assert_array_equal(best, (table[ids] * x).argmax(1))
     assert constant == "constant"
-    lookup = culux.transform(torch.nn.Embedding(10, 3))
+    lookup = interop.TorchLayer(torch.nn.Embedding(10, 3))
     ps, st = culux.setup(0, lookup)
     grads = culux.gradient(lambda ps: lookup(ids, ps, st)[0].sum(), ps)
     assert grads.parameters.reshape(10, 3).sum(1).tolist() == [0, 6, 3, 0, 0, 0, 0, 0, 0, 0]
@@ -119,7 +119,7 @@ def test_checkpointed_modules_run_again_with_the_same_parameters(torch):
 
 def test_recurrent_modules_and_named_results_of_torch(torch):
     module = torch.nn.LSTM(3, 4, num_layers=2, batch_first=True)
-    layer = culux.transform(module)
+    layer = interop.TorchLayer(module)
     ps, st = culux.setup(0, layer)
     x, h = normal(2, 5, 3), normal(2, 2, 4)
     (y, (_, cell)), _ = layer((x, (h, h)), ps.replace(parameters=0.5 * ps.parameters), st)
@@ -191,7 +191,7 @@ def test_traced_states_and_integers_have_no_gradient(torch):
         def forward(self, x):
             return x.argmax(1), x
 
-    best, table = culux.transform(Best()), culux.transform(torch.nn.Embedding(4, 4))
+    best, table = culux.transform(Best()), interop.TorchLayer(torch.nn.Embedding(4, 4))
     ps, st = culux.setup(0, table)
 
     def loss(x):
@@ -210,15 +210,15 @@ def test_traced_states_and_integers_have_no_gradient(torch):
 
 
 def test_output_shape_of_a_torch_layer(torch):
-    model = culux.Chain(culux.transform(torch.nn.Conv2d(3, 8, 3)), culux.FlattenLayer())
+    model = culux.Chain(interop.TorchLayer(torch.nn.Conv2d(3, 8, 3)), culux.FlattenLayer())
     assert culux.output_shape(model, (2, 3, 6, 6)) == (2, 8 * 4 * 4)
     with pytest.raises(LayerError, match="output shape of this module is not known without calling it"):
-        culux.output_shape(culux.transform(torch.nn.Embedding(10, 3)), (4,))
+        culux.output_shape(interop.TorchLayer(torch.nn.Embedding(10, 3)), (4,))
 
 
 def test_torch_layers_among_culux_layers(torch):
     conv = torch.nn.Conv1d(2, 3, 2)
-    model = culux.Chain(culux.ReshapeLayer((2, 4)), culux.transform(conv), culux.FlattenLayer(), culux.Dense(9, 2))
+    model = culux.Chain(culux.ReshapeLayer((2, 4)), interop.TorchLayer(conv), culux.FlattenLayer(), culux.Dense(9, 2))
     ps, st = culux.setup(0, model)
     x = normal(5, 8, dtype=np.float64)
     ps, st = culux.cpu_device(dtype="float64")((ps, st))
@@ -284,5 +284,5 @@ def test_wrong_use_of_a_torch_layer(torch):
     _, pullback = culux.vjp(lambda x: layer(x, ps, st)[0], x)
     with pytest.raises(DifferentiationError, match="no second derivatives"):
         culux.gradient(lambda dy: pullback(dy)[0].sum(), x)
-    with pytest.raises(ShapeError, match=r"weight: expected shape \(3,\), got \(2,\)"):
+    with pytest.raises(ShapeError, match=r"scale: expected shape \(3,\), got \(2,\)"):
         interop.copy_to_torch(culux.transform(torch.nn.LayerNorm(3)), {"scale": np.zeros(2)}, {})

@@ -278,10 +278,12 @@ def test_modules_that_cannot_become_layers(torch):
         culux.transform(torch.nn.ReLU)
     with pytest.raises(LayerError, match=r"expected a torch.nn.Module, got int 3$"):
         culux.transform(3)
-    mixed = torch.nn.Bilinear(2, 2, 2)
-    mixed.bias.data = mixed.bias.data.double()
+    mixed = custom(torch)
+    mixed.norm.double()
     with pytest.raises(LayerError, match=r"one floating dtype .* got torch.float32, torch.float64; convert the module"):
         culux.transform(mixed)
+    with pytest.raises(LayerError, match=r"ModuleList has no forward, so it says nothing .* one by one: culux.Chain"):
+        culux.transform(torch.nn.ModuleList([torch.nn.Linear(2, 2)]))
 
 
 def test_the_example_checks_the_translation(torch):

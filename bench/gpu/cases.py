@@ -87,6 +87,34 @@ def _words(rng: np.random.Generator, words: int, rows: int, width: int) -> list[
     return [_normal(rng, rows, width), rng.integers(0, rows, words)]
 
 
+def _conv(
+    rng: np.random.Generator, batch: int, channels: int, filters: int, size: int, kernel: int, groups: int
+) -> list[np.ndarray]:
+    width = channels // groups
+    weight = rng.uniform(-1, 1, (filters, width, kernel, kernel)) / math.sqrt(width * kernel * kernel)
+    return [_normal(rng, batch, channels, size, size), weight, _normal(rng, filters)]
+
+
+def _taps(batch: int, channels: int, filters: int, size: int, kernel: int, groups: int) -> tuple[float, float]:
+    """Of outputs as large as the input."""
+    products = 2.0 * batch * filters * size**2 * channels // groups * kernel**2
+    return products, 2 * products
+
+
+def _padding(weight: Any) -> int:
+    return int(weight.shape[-1]) // 2
+
+
+def _lstm(rng: np.random.Generator, batch: int, time: int, width: int) -> list[np.ndarray]:
+    weights = [rng.uniform(-1, 1, (4 * width, width)) / math.sqrt(width) for _ in range(2)]
+    return [_normal(rng, batch, time, width), *weights, *(_normal(rng, 4 * width) / 4 for _ in range(2))]
+
+
+def _torch_lstm(torch: Any, x: Any, *weights: Any) -> Any:
+    start = x.new_zeros(1, len(x), x.shape[-1])
+    return torch.lstm(x, (start, start), weights, True, 1, 0.0, True, False, True)[0]
+
+
 CASES: tuple[Case, ...] = (
     *(
         Case(
@@ -189,6 +217,47 @@ CASES: tuple[Case, ...] = (
         ((77, 5, 13), (8192, 1000, 512)),
         torch=lambda torch, weight, ids: torch.nn.functional.embedding(ids, weight),
     ),
+    *(
+        Case(
+            f"conv relu {kernel}x{kernel} {channels}-{filters} {size}{' depthwise' * (groups > 1)}",
+            lambda x, weight, bias: nn.conv(
+                x, weight, bias, activation=nn.relu, padding=_padding(weight), groups=x.shape[1] // weight.shape[1]
+            ),
+            _conv,
+            (batch, channels, filters, size, kernel, groups),
+            (
+                (3, 5, 5, 9, kernel, 5 if groups > 1 else 1),
+                (3, channels, filters, 9, kernel, groups),
+                (2, channels, filters, min(size, 30), kernel, groups),
+            ),
+            operations=None if groups > 1 else _taps,
+            passes=(2, 4) if groups > 1 else None,
+            torch=lambda torch, x, w, b: torch.relu(
+                torch.nn.functional.conv2d(x, w, b, padding=_padding(w), groups=x.shape[1] // w.shape[1])
+            ),
+        )
+        for batch, channels, filters, size, kernel, groups in (
+            *((16, channels, channels, 64, 3, 1) for channels in (4, 32, 64)),
+            (128, 1, 6, 28, 5, 1),  # LeNet's
+            (128, 6, 16, 14, 5, 1),
+            (16, 3, 64, 224, 3, 1),  # VGG16's: the first and the second, and of each of the others one
+            (16, 64, 64, 224, 3, 1),
+            (16, 128, 128, 112, 3, 1),
+            (16, 256, 256, 56, 3, 1),
+            (16, 512, 512, 28, 3, 1),
+            (16, 512, 512, 14, 3, 1),
+            (32, 256, 256, 56, 3, 256),
+        )
+    ),
+    Case(
+        "conv transpose relu 4x4 64-64 32",
+        lambda x, weight, bias: nn.conv_transpose(x, weight, bias, activation=nn.relu, stride=2, padding=1),
+        _conv,
+        (16, 64, 64, 32, 4, 1),
+        ((3, 6, 6, 5, 4, 1), (2, 64, 64, 16, 4, 1)),
+        operations=_taps,  # a quarter of the taps reach each of four times the outputs
+        torch=lambda torch, x, w, b: torch.relu(torch.nn.functional.conv_transpose2d(x, w, b, stride=2, padding=1)),
+    ),
     Case(
         "maxpool 2",
         lambda x: nn.maxpool(x, 2),
@@ -197,6 +266,18 @@ CASES: tuple[Case, ...] = (
         ((2, 3, 9, 7), (8, 64, 56, 56)),
         passes=(1.25, 1.5),
         torch=lambda torch, x: torch.nn.functional.max_pool2d(x, 2),
+    ),
+    *(
+        Case(
+            f"lstm {width}, 64 steps",
+            lambda *arrays: nn.lstm(*arrays)[0],
+            _lstm,
+            (64, 64, width),
+            ((3, 5, 7), (64, 64, width)),
+            operations=lambda batch, time, width: (16.0 * batch * time * width**2, 32.0 * batch * time * width**2),
+            torch=_torch_lstm,
+        )
+        for width in (64, 256)
     ),
 )
 """Every operation with a kernel."""

@@ -70,10 +70,10 @@ def _culux(problem: MLP, precision: str) -> Step:
 def _torch(problem: MLP, precision: str, mode: str | None = None) -> Step:
     import torch
 
-    from bench.peers import TorchMLP
+    from bench.peers import TorchTraining
 
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    net = TorchMLP(problem)
+    net = TorchTraining(problem)
     net.model.to("cuda")
     # Dynamo does not look into the fused step, so what is compiled is the other one.
     kind = {"fused": True} if mode is None else {"capturable": True}

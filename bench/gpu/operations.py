@@ -141,6 +141,7 @@ def _torch_times(case: Case, arrays: Sequence[Any], seconds: float, precision: s
     if not torch.cuda.is_available():
         return None, None
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # torch's default is True
     pointer = cupy.cuda.get_current_stream().ptr
     # ExternalStream takes 0, the default stream, for "none given" and makes a new one, which our events do not time.
     stream = torch.cuda.ExternalStream(pointer) if pointer else torch.cuda.default_stream()

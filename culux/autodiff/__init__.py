@@ -1,5 +1,6 @@
 """Reverse-mode autodiff over plain NumPy and CuPy arrays: the tape, primitives and transforms."""
 
+from culux.autodiff.debug import debug_mode as debug_mode
 from culux.autodiff.primitives import Primitive as Primitive
 from culux.autodiff.primitives import custom_gradient as custom_gradient
 from culux.autodiff.primitives import primitive as primitive

@@ -6,7 +6,8 @@ positions of its arguments' entries. The backward pass walks the tape from the e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from threading import get_ident
 from typing import Any, TypeAlias
 
@@ -15,7 +16,7 @@ from culux.backends import Array
 from culux.backends.registry import out_of_memory
 from culux.errors import CuluxError
 
-__all__ = ["ReverseTrace", "backward"]
+__all__ = ["ReverseTrace", "backward", "recording"]
 
 Entry: TypeAlias = tuple[Any, ...]
 """``(pullback, *parents)``: the positions of the arguments' entries, -1 for one that is no input of the tape."""
@@ -95,6 +96,14 @@ class ReverseTrace(Trace):
             tape.append((lambda dy, i=i: (_Parts({i: dy}),), node))
             outputs.append(Tracer(value, self, len(tape) - 1))
         return tuple(outputs)
+
+
+class _Recording(threading.local):
+    make: Callable[[], ReverseTrace] = ReverseTrace
+
+
+recording = _Recording()
+"""What a gradient of this thread records with; `culux.debug_mode` puts a trace in place that looks at values."""
 
 
 def backward(tape: list[Entry], seeds: Iterable[tuple[int, Array]], inputs: int, *, once: bool) -> list[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from culux import tree
 from culux.autodiff.foreign import explain_foreign
-from culux.autodiff.tape import ReverseTrace, backward
+from culux.autodiff.tape import ReverseTrace, backward, recording
 from culux.autodiff.tracer import Tracer, plain
 from culux.backends import is_array, is_float_array
 from culux.backends.counting import note_saved
@@ -202,7 +202,7 @@ class _Input:
 
 def _trace(f: Callable[..., Any], args: tuple[Any, ...], has_aux: bool) -> tuple[ReverseTrace, list[_Input], Any, Any]:
     """Call `f` on traced arguments: the ended trace, the inputs, the result as traced, and the plain aux."""
-    with ReverseTrace() as trace:
+    with recording.make() as trace:
         inputs = [_Input(trace, arg, i, len(args)) for i, arg in enumerate(args)]
         result = _call(f, [entry.traced for entry in inputs])
     note_saved(trace.tape)
@@ -259,7 +259,7 @@ def _seed(trace: ReverseTrace, result: Any) -> list[tuple[int, Any]]:
     """The cotangent 1 of a scalar result; an error for any other."""
     value = trace.lower(result)
     shape = getattr(value, "shape", () if isinstance(value, (int, float)) else None)
-    if shape is None or type(value) is bool or getattr(value, "dtype", None) == np.bool_:
+    if shape is None or type(value) is bool or getattr(getattr(value, "dtype", None), "kind", "") == "b":
         hint = "; is a return missing?" if value is None else "; with (value, aux) pass has_aux=True"
         raise DifferentiationError(f"expected a scalar result, got {describe(value)}{hint}")
     if shape != ():

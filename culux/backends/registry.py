@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -29,9 +30,30 @@ def register_backend(backend: Backend) -> None:
     """Register a backend; one of the same name is replaced."""
     with _lock:
         _backends[backend.name] = backend
-        _by_type.clear()
-        for kind in [kind for kind, found in _namespaces.items() if found is backend.xp]:
-            del _namespaces[kind]
+        _forget(backend)
+
+
+@contextmanager
+def registered(backend: Backend) -> Iterator[None]:
+    """A context in which a backend is registered, in place of one of its name; then all is as it was."""
+    with _lock:
+        before = _backends.get(backend.name)
+        register_backend(backend)
+    try:
+        yield
+    finally:
+        with _lock:
+            del _backends[backend.name]
+            _forget(backend)
+            if before is not None:
+                register_backend(before)
+
+
+def _forget(backend: Backend) -> None:
+    """Find anew which types belong to which backend."""
+    _by_type.clear()
+    for kind in [kind for kind, found in _namespaces.items() if found is backend.xp]:
+        del _namespaces[kind]
 
 
 def register_namespace(kind: type, namespace: Any) -> None:

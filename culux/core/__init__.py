@@ -1,5 +1,6 @@
 """The layer contract: layers, bound views, functors, and what makes their parameters and states."""
 
+from culux.core.compact import compact as compact
 from culux.core.functors import functor as functor
 from culux.core.interface import apply as apply
 from culux.core.interface import initial_parameters as initial_parameters
@@ -15,5 +16,6 @@ from culux.core.interface import update_state as update_state
 from culux.core.layer import ContainerLayer as ContainerLayer
 from culux.core.layer import Layer as Layer
 from culux.core.layer import WrapperLayer as WrapperLayer
+from culux.core.mapping import layer_map as layer_map
 from culux.core.view import StatefulLayer as StatefulLayer
 from culux.core.view import View as View

@@ -34,6 +34,19 @@ def layers_in(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from layers_in(f"{name}_{key}", item)
 
 
+def child_name(layer: Any, ps: Any, child: int, child_ps: int) -> str | None:
+    """The name under which `layer` called the layer of id `child`; the id of its parameters tells a layer used twice.
+
+    None for a layer that is no child, and under a wrapper, whose child has no name.
+    """
+    if not layer._nests_children:
+        return None
+    names = [name for name, value in layer.__dict__[CHILDREN].items() if id(value) == child]
+    same = [name for name in names if isinstance(ps, Tree) and name in ps and id(ps[name]) == child_ps]
+    found = same or names
+    return str(found[0]) if found else None
+
+
 def frozen(value: Any) -> Any:
     """`value` with lists turned into tuples and dicts into Trees, so that a layer hashes and cannot change."""
     if type(value) in (list, tuple):

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from culux import tree
-from culux.backends import is_float_array
 from culux.backends.dtypes import float_dtype
-from culux.backends.registry import backend_of
+from culux.core.convert import convert
 from culux.core.fields import is_layer
 from culux.core.layer import Layer
 from culux.core.summary import count
@@ -207,5 +206,5 @@ def _generator(rng: Any, layer: Any) -> np.random.Generator:
 
 
 def _convert(entries: Tree, dtype: np.dtype[Any]) -> Tree:
-    converted: Tree = tree.map(lambda a: backend_of(a).astype(a, dtype) if is_float_array(a) else a, entries)
+    converted: Tree = tree.map(lambda leaf: convert(leaf, dtype), entries)
     return converted

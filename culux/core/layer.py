@@ -20,6 +20,7 @@ from culux.backends import is_float_array
 from culux.backends.registry import is_mixed, mixed_message
 from culux.core.fields import (
     CHILDREN,
+    child_name,
     constructor_call,
     explain_call,
     frozen,
@@ -30,6 +31,7 @@ from culux.core.fields import (
 )
 from culux.core.summary import summary
 from culux.core.view import View
+from culux.core.watch import current
 from culux.errors import (
     CuluxError,
     DeviceError,
@@ -70,14 +72,15 @@ def _checked(call: Callable[..., Any]) -> Callable[..., tuple[Any, Tree]]:
                 ps = _entries("ps", ps)
             if type(st) is not Tree:
                 st = _entries("st", st)
-            result = call(self, x, ps, st)
+            watcher = current.watcher
+            result = call(self, x, ps, st) if watcher is None else watcher.call(call, self, x, ps, st)
             y, new = result if type(result) is tuple and len(result) == 2 else _no_pair(result)
             return y, st if new is st else _checked_state(st, new)
         except Exception as error:
             if isinstance(error, EntryError):
                 _explain_missing(error, self, ps, st)
             located = _device_error(error, x, ps, st) or error
-            locate(located, self, ps, functools.partial(_child_name, self, ps))
+            locate(located, self, ps, functools.partial(child_name, self, ps))
             if located is error:
                 raise
             raise located from error
@@ -146,16 +149,6 @@ def _checked_state(st: Tree, new: Any) -> Tree:
     else:
         return new if type(new) is Tree else trusted(dict(new))
     return trusted({name: entry if entry is st[name] else without_traces(entry) for name, entry in new.items()})
-
-
-def _child_name(layer: Layer, ps: Any, child: int, child_ps: int) -> str | None:
-    """The name under which `layer` called `child`; its parameters tell one layer used twice apart."""
-    if not layer._nests_children:
-        return None
-    names = [name for name, value in layer.__dict__[CHILDREN].items() if id(value) == child]
-    same = [name for name in names if isinstance(ps, Tree) and name in ps and id(ps[name]) == child_ps]
-    found = same or names
-    return str(found[0]) if found else None
 
 
 def _make_dataclass(cls: type[Layer], kw_only: bool) -> None:
@@ -234,7 +227,7 @@ class Layer(metaclass=_LayerMeta):
         if not self._nests_children:
             (child,) = children.values()
             return Tree({**child._gather(rng, method), **own})
-        below = {name: child._gather(rng, method) for name, child in children.items() if name not in own}
+        below = {name: own[name] if name in own else child._gather(rng, method) for name, child in children.items()}
         return Tree({**below, **own})
 
     def _freeze(self) -> None:

@@ -12,6 +12,7 @@ from culux import tree
 from culux.backends import Array, Backend, backend_of, get_backend, is_array
 from culux.backends.dtypes import float_dtype
 from culux.core import StatefulLayer
+from culux.core.convert import convert
 from culux.errors import DifferentiationError, DTypeError, LayerError, describe
 
 __all__ = ["as_array", "check_not_layer", "float_dtype", "move", "to_numpy"]
@@ -55,17 +56,17 @@ def as_array(path: str, leaf: Any) -> Array | None:
     )
 
 
-def check_not_layer(path: str, leaf: Any) -> None:
-    """Raise a `LayerError` where the leaf is a layer: layers hold no arrays."""
+def check_not_layer(path: str, leaf: Any, verb: str = "move", call: str = "device") -> None:
+    """Raise a `LayerError` where the leaf is a layer: layers hold no arrays, and `call` takes what they make."""
     if isinstance(leaf, StatefulLayer):
         raise LayerError(
-            f"{_at(path)}expected arrays, got {leaf!r}; move its parts:"
-            " m = culux.StatefulLayer(m.layer, device(m.ps), device(m.st))"
+            f"{_at(path)}expected arrays, got {leaf!r}; {verb} its parts:"
+            f" m = culux.StatefulLayer(m.layer, {call}(m.ps), {call}(m.st))"
         )
     if hasattr(leaf, "initial_parameters"):
         raise LayerError(
             f"{_at(path)}expected arrays, got the layer {type(leaf).__name__}; a layer holds no arrays:"
-            " move its parameters and states, ps, st = device(ps), device(st)"
+            f" {verb} its parameters and states, ps, st = {call}(ps), {call}(st)"
         )
 
 
@@ -75,8 +76,8 @@ def move(path: str, leaf: Any, target: Backend, index: int, dtype: np.dtype[Any]
     if array is None:
         return leaf
     source = backend_of(array)
-    if dtype is not None and source.is_float(array):
-        array = source.astype(array, dtype)
+    if dtype is not None:
+        array = convert(array, dtype)
     try:
         if source.kind == target.kind:
             return source.move(array, index)

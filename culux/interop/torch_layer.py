@@ -7,6 +7,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import KW_ONLY
 from typing import Any
 
 from culux import tree
@@ -18,7 +19,7 @@ from culux.errors import DifferentiationError, LayerError, ShapeError, describe
 from culux.interop.torch_arrays import stream_of, to_array, to_torch
 from culux.tree import Structure, Tree
 
-__all__ = ["TorchLayer", "borrowed", "check_module", "copied", "module_lock", "named_tensors"]
+__all__ = ["TorchLayer", "borrowed", "check_module", "copied", "module_lock", "named_tensors", "nested"]
 
 module_lock = threading.RLock()
 """A call puts the culux parameters into the module and takes them out again; nobody else may look meanwhile."""
@@ -33,10 +34,12 @@ class TorchLayer(Layer):
 
     Args:
         module: a `torch.nn.Module` whose parameters have one floating dtype.
+        unpack: whether a tuple has one entry per argument; False for the children of a `torch.nn.Sequential`, which
+            hand a tuple on as one argument.
 
     Inputs:
-        x: what the module takes: an array, or a tuple with one entry per argument of the module. Integer arrays
-            have no gradient.
+        x: what the module takes: an array, or a tuple with one entry per argument of the module, without `unpack`
+            whatever its one argument is. Integer arrays have no gradient.
 
     Returns:
         y: what the module returns, with arrays for the tensors, and the new states.
@@ -60,6 +63,8 @@ class TorchLayer(Layer):
     """
 
     module: Any
+    _: KW_ONLY
+    unpack: bool = True
 
     def __post_init__(self) -> None:
         check_module(self.module)
@@ -83,7 +88,7 @@ class TorchLayer(Layer):
         """Copies of the module's buffers, and its mode."""
         with module_lock:
             buffers = {name: copied(buffer) for name, buffer in self.module.named_buffers()}
-            return {"buffers": _nested(buffers), "training": self.module.training}
+            return {"buffers": nested(buffers), "training": self.module.training}
 
     def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the module gives for one floating input; torch runs it without data."""
@@ -100,7 +105,7 @@ class TorchLayer(Layer):
 
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """``module(x)``, or ``module(*x)`` of a tuple."""
-        inputs, structure = tree.flatten(x if type(x) is tuple else (x,))
+        inputs, structure = tree.flatten(x if self.unpack and type(x) is tuple else (x,))
         call = _Call(self.module, structure, bool(st.training), stop_gradient(st.buffers))
         outputs = torch_call(ps.get("parameters"), *inputs, call=call)
         y, buffers = call.result(outputs)
@@ -125,6 +130,11 @@ def check_module(module: Any) -> None:
                 f"{type(part).__name__} does not take its parameters from outside; transform the module that it was "
                 "made of"
             )
+    if type(module).forward is torch.nn.Module.forward and "forward" not in vars(module):
+        raise LayerError(
+            f"{type(module).__name__} has no forward, so it says nothing about what it computes; transform its "
+            "modules one by one: culux.Chain(*[culux.transform(child) for child in module.children()])"
+        )
     lazy = [name for name, value in named_tensors(module).items() if torch.nn.parameter.is_lazy(value)]
     if lazy:
         raise LayerError(
@@ -160,7 +170,7 @@ def split_parameters(module: Any, flat: Any) -> dict[str, Any]:
     return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
 
 
-def _nested(named: Mapping[str, Any]) -> Tree:
+def nested(named: Mapping[str, Any]) -> Tree:
     """The Tree whose paths are these names with dots."""
     entries: dict[str, Any] = {}
     for path, value in named.items():
@@ -237,7 +247,7 @@ class _Call:
 
         arrays = iter(outputs)
         leaves = [next(arrays) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
-        return tree.unflatten(self._structure, leaves), _nested(dict(zip(self._buffer_names, arrays, strict=True)))
+        return tree.unflatten(self._structure, leaves), nested(dict(zip(self._buffer_names, arrays, strict=True)))
 
 
 @primitive

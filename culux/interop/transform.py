@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import keyword
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,13 @@ import numpy as np
 
 from culux import tree
 from culux.backends import is_array, is_float_array
-from culux.core import Layer, setup, test_mode
+from culux.core import ContainerLayer, Layer, WrapperLayer, setup, test_mode
 from culux.devices import to_numpy
 from culux.errors import CuluxError, LayerError, ShapeError
+from culux.interop.from_torch import FromTorch, NoCounterpart, check_plain, check_unshared
 from culux.interop.torch_arrays import to_torch
 from culux.interop.torch_layer import TorchLayer, borrowed, check_module, module_lock, named_tensors
-from culux.interop.torch_native import FromTorch, NoCounterpart, native
+from culux.interop.torch_native import native
 from culux.layers import Chain
 from culux.tree import check_name
 
@@ -33,8 +35,10 @@ def transform(torch_module: Any, *, example: Any = None) -> Layer:
     A `torch.nn.Sequential` becomes a `Chain`, with the names of its children where all of them can be attributes, else
     with ``layer_1``, ``layer_2``, ...; modules with a counterpart become native layers; every other module becomes a
     `TorchLayer`, as a whole, since what its `forward` does with its children cannot be known. So does what has
-    hooks, and a Sequential whose children share parameters. `report` lists it. `setup` gives copies
-    of the module's parameters and statistics, in their dtypes and on the host; neither side ever changes the other.
+    hooks, and a Sequential whose children share parameters. `report` lists it. Recurrent modules, attention and
+    transformers are called as torch's are, ``y, (h, c) = lstm((x, (h, c)))``, ``y, weights = attention((q, k, v))``,
+    with masks behind as in torch's call; other native layers take a batch, not one sample. `setup` gives copies of the
+    module's parameters and statistics, in their dtypes and on the host; neither side ever changes the other.
 
     Args:
         torch_module: a `torch.nn.Module`. Parameters that it does not train (``requires_grad=False``) are
@@ -46,8 +50,8 @@ def transform(torch_module: Any, *, example: Any = None) -> Layer:
 
     Raises:
         MissingTorchError: where torch is not installed (an ImportError).
-        LayerError: for what is no torch module, for a scripted or a lazy one that never ran, and where layer
-            and module differ on the example.
+        LayerError: for what is no torch module, for one without a `forward`, a scripted one, a lazy one that never
+            ran, and where layer and module differ on the example.
     """
     layer = _translated(torch_module)[0]
     if example is not None:
@@ -92,19 +96,16 @@ def copy_to_torch(layer: Layer, ps: Any, st: Any) -> None:
     import torch
 
     if isinstance(layer, FromTorch):
-        arrays: Mapping[str, Any] = {
-            **{torch_name: ps[name] for name, torch_name in layer.torch_names if name in ps},
-            **{name: value for name, value in st.items() if name.startswith("running_")},
-        }
+        own = {**layer.torch_tensors(), **dict(layer.module.named_buffers())}
+        arrays = {path: leaf for path, leaf in (*tree.leaves_with_path(ps), *st.items()) if path in own}
     elif isinstance(layer, TorchLayer):
-        arrays = layer.named_arrays(ps, st)
+        own, arrays = named_tensors(layer.module), layer.named_arrays(ps, st)
     else:
         for name, child in layer.children().items():
             nested = layer._nests_children
             copy_to_torch(child, ps[name] if nested else ps, st[name] if nested else st)
         return
     with module_lock, torch.no_grad():
-        own = named_tensors(layer.module)
         for name, array in arrays.items():
             if own[name].shape != array.shape:
                 raise ShapeError(f"{name}: expected shape {tuple(own[name].shape)}, got {tuple(array.shape)}")
@@ -138,11 +139,10 @@ def _translate(module: Any, torch_path: str, path: str, rows: list[_Row]) -> Lay
     place = len(rows)
     layer: Layer
     try:
-        _check_plain(module)
         layer = _chain(module, torch_path, path, rows) if _is_sequential(module) else native(module)
         by = "culux"
     except NoCounterpart as reason:
-        layer, by = TorchLayer(module), f"torch: {reason}"
+        layer, by = TorchLayer(module, unpack=not path), f"torch: {reason}"
     rows.insert(place, _Row(torch_path, module, path, layer, by))
     return layer
 
@@ -153,23 +153,10 @@ def _is_sequential(module: Any) -> bool:
     return type(module) is torch.nn.Sequential
 
 
-def _check_plain(module: Any) -> None:
-    """Raise `NoCounterpart` where calling the module does more than its class says."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, name) for name in hooks):
-        raise NoCounterpart("it has hooks")
-    if "forward" in vars(module):
-        raise NoCounterpart("its forward was replaced")
-
-
 def _chain(module: Any, torch_path: str, path: str, rows: list[_Row]) -> Layer:
+    check_plain(module)
     children: dict[str, Any] = module._modules  # named_children() leaves out a module that comes twice
-    seen: set[int] = set()
-    for child in children.values():
-        tensors = {id(tensor) for tensor in (*child.parameters(), *child.buffers())}
-        if tensors & seen:
-            raise NoCounterpart("its children share parameters")
-        seen |= tensors
+    check_unshared(children.values())
     layers = {
         own: _translate(child, _join(torch_path, name), _join(path, own), rows)
         for (name, child), own in zip(children.items(), _names(list(children)), strict=True)
@@ -199,9 +186,11 @@ def _brief(module: Any) -> str:
 
 def _kind(layer: Layer) -> str:
     """The layer as a user would write it; a container or a TorchLayer by its name."""
+    if isinstance(layer, WrapperLayer):
+        layer = layer.layer
     if isinstance(layer, FromTorch):
-        return type(layer).__mro__[2].__name__
-    return type(layer).__name__ if isinstance(layer, Chain | TorchLayer) else repr(layer)
+        return next(base.__name__ for base in type(layer).__mro__ if base.__module__.startswith("culux.layers."))
+    return type(layer).__name__ if isinstance(layer, ContainerLayer | TorchLayer) else repr(layer)
 
 
 def _check_example(module: Any, layer: Layer, example: Any) -> None:
@@ -213,8 +202,10 @@ def _check_example(module: Any, layer: Layer, example: Any) -> None:
     y = layer(example, ps, test_mode(st))[0]
     inputs = tree.map(to_torch, example if type(example) is tuple else (example,))
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    with borrowed(module, False), torch.no_grad():
-        expected = to_numpy(module(*tree.map(lambda x: x.to(device).clone(), inputs)))
+    with borrowed(module, False), torch.no_grad(), _as_written(torch.backends.mha):
+        # A module may write into its inputs: it gets copies.
+        copies = tree.map(lambda x: x.to(device).clone() if isinstance(x, torch.Tensor) else x, inputs)
+        expected = to_numpy(module(*copies))
     pairs = zip(tree.leaves(y), tree.leaves(expected), strict=True)
     for difference in [_difference(got, wanted) for got, wanted in pairs if is_array(wanted)]:
         if difference:
@@ -222,6 +213,20 @@ def _check_example(module: Any, layer: Layer, example: Any) -> None:
                 f"the layer differs from the torch module on the example: {difference}; please report it, with "
                 "culux.interop.report(module)"
             )
+
+
+@contextlib.contextmanager
+def _as_written(attention: Any) -> Iterator[None]:
+    """A context in which torch computes transformers as their modules say.
+
+    Its shorter way, without gradients, takes one form of gelu for the other and leaves zeros where a mask hides.
+    """
+    before = attention.get_fastpath_enabled()
+    attention.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        attention.set_fastpath_enabled(before)
 
 
 def _difference(got: Any, expected: Any) -> str:

@@ -105,6 +105,18 @@ __device__ __forceinline__ void load_row(
     }
 }
 
+// The REG values that a thread multiplies in a step of a tiled product: quads, each `apart` from the one before.
+template <int REG>
+__device__ __forceinline__ void fetch(const T* place, int apart, T (&out)[REG]) {
+    constexpr int WIDTH = REG < 4 ? REG : 4;
+#pragma unroll
+    for (int i = 0; i < REG; i += WIDTH) {
+        const Pack<T, WIDTH> pack = *reinterpret_cast<const Pack<T, WIDTH>*>(place + i / WIDTH * apart);
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) out[i + j] = pack.v[j];
+    }
+}
+
 constexpr T LARGEST = sizeof(T) == 8 ? T(1.7976931348623157e308) : T(3.402823466e38f);  // the largest finite number
 
 // The largest element seen, a finite number where that is infinite, and the sum of exp(element - largest); NaN stays.

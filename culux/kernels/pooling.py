@@ -25,6 +25,7 @@ class Windows(NamedTuple):
         window: the lengths of a window.
         stride: the steps between windows.
         before: how far the first window begins before the input.
+        dilation: the steps between the places of a window.
         out: how many windows there are.
     """
 
@@ -32,12 +33,18 @@ class Windows(NamedTuple):
     window: tuple[int, ...]
     stride: tuple[int, ...]
     before: tuple[int, ...]
+    dilation: tuple[int, ...]
     out: tuple[int, ...]
 
     @property
     def mark(self) -> np.dtype[np.generic]:
         """The dtype of a place in a window."""
         return np.dtype(np.uint8 if math.prod(self.window) <= 256 else np.int32)
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """The lengths of what a window spans, from its first place to its last."""
+        return tuple((w - 1) * d + 1 for w, d in zip(self.window, self.dilation, strict=True))
 
 
 def maxpool(x: Array, windows: Windows, *, marked: bool) -> tuple[Array, Array | None]:
@@ -85,7 +92,8 @@ def meanpool_backward(dy: Array, windows: Windows) -> Array:
 
 
 def _kernel(name: str, x: Array, windows: Windows) -> Kernel:
-    return get_kernel("pooling", name, x.dtype, constants=(("MARK_BYTES", windows.mark.itemsize),))
+    constants = (("MARK_BYTES", windows.mark.itemsize), ("DILATED", int(max(windows.dilation) > 1)))
+    return get_kernel("pooling", name, x.dtype, constants=constants)
 
 
 def _grid(to: Array) -> tuple[int]:
@@ -96,13 +104,13 @@ def _numbers(x: Array, windows: Windows) -> tuple[int, ...]:
     """The planes, then the windows of three axes, the missing ones in front."""
     missing = 3 - len(windows.size)
     ones, zeros = (1,) * missing, (0,) * missing
-    size, window, stride, before, out = windows
+    size, window, stride, before, dilation, out = windows
     planes = x.shape[0] * x.shape[1]
-    return (planes, *ones, *size, *ones, *out, *ones, *window, *ones, *stride, *zeros, *before)
+    return (planes, *ones, *size, *ones, *out, *ones, *window, *ones, *stride, *zeros, *before, *ones, *dilation)
 
 
 def programs(activations: Mapping[str, ActivationCode]) -> Iterator[Program]:
-    """What the compile gate looks at: every dtype with both kinds of marks."""
+    """What the compile gate looks at: every dtype with both kinds of marks, and dilated windows."""
     for dtype in ("float32", "float64", "float16", "bfloat16"):
-        for size in (1, 4):
-            yield program("pooling", dtype, constants=(("MARK_BYTES", size),))
+        for size, dilated in ((1, 0), (4, 0), (1, 1)):
+            yield program("pooling", dtype, constants=(("MARK_BYTES", size), ("DILATED", dilated)))

@@ -1,5 +1,6 @@
 """Layers: frozen descriptions of computations; ``ps, st = culux.setup(rng, layer)`` makes their arrays."""
 
+from culux.layers.attention import MultiHeadAttention as MultiHeadAttention
 from culux.layers.basic import Dense as Dense
 from culux.layers.basic import FlattenLayer as FlattenLayer
 from culux.layers.basic import NoOpLayer as NoOpLayer
@@ -23,6 +24,9 @@ from culux.layers.dropout import AlphaDropout as AlphaDropout
 from culux.layers.dropout import Dropout as Dropout
 from culux.layers.dropout import VariationalHiddenDropout as VariationalHiddenDropout
 from culux.layers.embedding import Embedding as Embedding
+from culux.layers.frozen import Frozen as Frozen
+from culux.layers.frozen import freeze as freeze
+from culux.layers.frozen import unfreeze as unfreeze
 from culux.layers.normalize import BatchNorm as BatchNorm
 from culux.layers.normalize import GroupNorm as GroupNorm
 from culux.layers.normalize import InstanceNorm as InstanceNorm
@@ -37,6 +41,9 @@ from culux.layers.pooling import GlobalMeanPool as GlobalMeanPool
 from culux.layers.pooling import LPPool as LPPool
 from culux.layers.pooling import MaxPool as MaxPool
 from culux.layers.pooling import MeanPool as MeanPool
+from culux.layers.positional import RotaryPositionalEmbedding as RotaryPositionalEmbedding
+from culux.layers.positional import SinusoidalPositionalEmbedding as SinusoidalPositionalEmbedding
+from culux.layers.precision import with_precision as with_precision
 from culux.layers.recurrent import GRUCell as GRUCell
 from culux.layers.recurrent import LSTMCell as LSTMCell
 from culux.layers.recurrent import RNNCell as RNNCell
@@ -48,4 +55,5 @@ from culux.layers.recurrent_stacked import LSTM as LSTM
 from culux.layers.recurrent_stacked import RNN as RNN
 from culux.layers.resample import PixelShuffle as PixelShuffle
 from culux.layers.resample import Upsample as Upsample
+from culux.layers.shared import Shared as Shared
 from culux.layers.weightnorm import WeightNorm as WeightNorm

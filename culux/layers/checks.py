@@ -15,6 +15,7 @@ __all__ = [
     "check_activation",
     "check_axis",
     "check_axis_exists",
+    "check_flag",
     "check_initialiser",
     "check_length",
     "check_parameter",
@@ -48,6 +49,12 @@ def check_initialiser(layer: str, name: str, init: Any) -> None:
     """Raise a `LayerError` where an initialiser is neither None nor a function."""
     if init is not None and not callable(init):
         raise LayerError(f"{layer}: expected {name} to be a function (rng, shape) -> array, got {describe(init)}")
+
+
+def check_flag(layer: str, name: str, value: Any) -> None:
+    """Raise a `LayerError` where `value` is no bool."""
+    if not isinstance(value, bool):
+        raise LayerError(f"{layer}: expected {name} to be a bool, got {describe(value)}")
 
 
 def check_length(layer: str, name: str, value: Any) -> None:
@@ -123,11 +130,11 @@ def in_training(st: Tree) -> bool:
     return bool(value)
 
 
-def as_shape(layer: str, shape: Any) -> tuple[int, ...]:
-    """The shape of trailing axes: a tuple of positive ints, or an int for one axis."""
+def as_shape(layer: str, shape: Any, name: str = "shape") -> tuple[int, ...]:
+    """The lengths of axes: a tuple of positive ints, or an int for one axis."""
     lengths = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
     if not lengths or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in lengths):
-        raise LayerError(f"{layer}: expected shape to be a positive int or a tuple of them, got {describe(shape)}")
+        raise LayerError(f"{layer}: expected {name} to be a positive int or a tuple of them, got {describe(shape)}")
     return lengths
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from culux.backends.registry import namespace_of
 from culux.core import Layer
 from culux.errors import LayerError, ShapeError, describe
 from culux.layers.checks import check_probability, in_training, shape_of
+from culux.nn.dropout import mask_shape
 from culux.random import dropout_mask, rng_state
 from culux.tree import Tree, trusted
 
@@ -34,12 +36,12 @@ class _Dropout(Layer):
         """The input's."""
         return input_shape
 
-    def _dropped(self, function: Any, x: Any, st: Any) -> tuple[Any, Tree]:
+    def _dropped(self, function: Any, x: Any, st: Any, **options: Any) -> tuple[Any, Tree]:
         """What `function` of `culux.nn` makes of `x` in training, and the states with the random state moved on."""
         if not in_training(st) or self.p == 0:
             return x, st
         shape_of(x)
-        y, rng = function(x, _random_state(st), p=self.p, training=True)
+        y, rng = function(x, _random_state(st), p=self.p, training=True, **options)
         return y, trusted({**st, "rng": rng})
 
 
@@ -51,6 +53,8 @@ class Dropout(_Dropout):
 
     Args:
         p: the probability of dropping an element.
+        axes: the axes along which elements are dropped apart; along the others they are dropped together, as with
+            ``axes=(0, 1)`` the channels of images (torch's Dropout1d to Dropout3d). None for all axes.
 
     Inputs:
         x: any shape.
@@ -66,12 +70,21 @@ class Dropout(_Dropout):
         training: True; set by `culux.train_mode` and `culux.test_mode`.
 
     Raises:
-        LayerError: for a `p` that is no number between 0 and 1; when called, for states that are none of these.
+        LayerError: for a `p` that is no number between 0 and 1, or axes that are no ints; when called, for states that
+            are none of these.
+        ShapeError: when called, for an `x` without these axes.
     """
+
+    _: KW_ONLY
+    axes: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_axes("Dropout", self.axes)
 
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """``x * mask / (1 - p)`` in training, else ``x``."""
-        return self._dropped(nn.dropout, x, st)
+        return self._dropped(nn.dropout, x, st, axes=self.axes)
 
 
 class AlphaDropout(_Dropout):
@@ -116,9 +129,10 @@ class VariationalHiddenDropout(_Dropout):
 
     Args:
         p: the probability of dropping an element.
+        axes: the axes along which elements are dropped apart; None for all. A mask fits other lengths of the others.
 
     Inputs:
-        x: any shape, the same for all calls with one mask.
+        x: any shape, the same along `axes` for all calls with one mask.
 
     Returns:
         y of the shape of x, and the states with the mask; in test mode x, and `st` as it was.
@@ -130,12 +144,20 @@ class VariationalHiddenDropout(_Dropout):
         rng: the random state, ``Tree(key=uint64[2], counter=uint64[4])``; it moves on when a mask is drawn.
         training: True; set by `culux.train_mode` and `culux.test_mode`.
         update_mask: True; whether the next call in training draws a mask, which sets it to False.
-        mask: bool, empty at first, then of the shape of x.
+        mask: bool, empty at first, then of the shape of x, 1 along other axes than `axes`.
 
     Raises:
-        LayerError: for a `p` that is no number between 0 and 1; when called, for states that are none of these.
-        ShapeError: when called, for an `x` of another shape than the mask's.
+        LayerError: for a `p` that is no number between 0 and 1, or axes that are no ints; when called, for states that
+            are none of these.
+        ShapeError: when called, for an `x` of another shape than the mask's, or without these axes.
     """
+
+    _: KW_ONLY
+    axes: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_axes("VariationalHiddenDropout", self.axes)
 
     def initial_states(self, rng: np.random.Generator) -> Mapping[str, Any]:
         """A random state drawn from `rng`, the mode, and an empty mask."""
@@ -145,17 +167,23 @@ class VariationalHiddenDropout(_Dropout):
         """``where(mask, x, 0) / (1 - p)`` in training, else ``x``."""
         if not in_training(st) or self.p == 0:
             return x, st
-        shape, mask = shape_of(x), st["mask"]
+        shape, mask = mask_shape(shape_of(x), self.axes), st["mask"]
         if st["update_mask"]:
             mask, rng = dropout_mask(_random_state(st), self.p, shape, like=x)
             st = trusted({**st, "rng": rng, "update_mask": False, "mask": mask})
-        if tuple(mask.shape) != tuple(shape):
+        if tuple(mask.shape) != shape:
             raise ShapeError(
-                f"expected x of the mask's shape {tuple(mask.shape)}, got {tuple(shape)}; for a new mask "
+                f"expected x of the mask's shape {tuple(mask.shape)}, got {tuple(x.shape)}; for a new mask "
                 'st = culux.update_state(st, "update_mask", True)'
             )
         # With p = 1 nothing is kept, and nothing scaled.
         return namespace_of(x).where(mask, x, 0) * (1 / (1 - self.p) if self.p < 1 else 1.0), st
+
+
+def check_axes(layer: str, axes: Any) -> None:
+    """Raise a `LayerError` where `axes` is neither None nor a tuple of ints."""
+    if axes is not None and not (isinstance(axes, tuple) and all(type(axis) is int for axis in axes)):
+        raise LayerError(f"{layer}: expected axes to be None or a tuple of ints, got {describe(axes)}")
 
 
 def _random_state(st: Tree) -> Tree:

@@ -22,8 +22,9 @@ from culux.layers.checks import (
     in_training,
     shape_of,
 )
-from culux.nn.activation import ActivationLike
+from culux.nn.activation import ActivationLike, apply_activation
 from culux.nn.activations import identity
+from culux.nn.fused import narrow, widen
 from culux.tree import Tree, trusted
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
@@ -131,6 +132,8 @@ class LayerNorm(Layer):
         activation: a function of one array.
         affine: whether there are scale and bias.
         epsilon: what is added to the variance.
+        over: "trailing" for the statistics of the axes that `shape` names, or "all" for those of all of x, the batch
+            too, which is Lux's default.
 
     Inputs:
         x: ``(..., *shape)``.
@@ -155,9 +158,12 @@ class LayerNorm(Layer):
     _: KW_ONLY
     affine: bool = True
     epsilon: float = 1e-5
+    over: str = "trailing"
 
     def __post_init__(self) -> None:
         as_shape("LayerNorm", self.shape)
+        if self.over not in ("trailing", "all"):
+            raise LayerError(f'LayerNorm: expected over to be "trailing" or "all", got {describe(self.over)}')
         _check_arguments(f"LayerNorm({self.shape}", self)
 
     def initial_parameters(self, rng: np.random.Generator) -> Mapping[str, Any]:
@@ -175,8 +181,13 @@ class LayerNorm(Layer):
         check_trailing(shape_of(x), shape)
         scale = check_parameter(ps, "scale", shape) if self.affine else None
         bias = check_parameter(ps, "bias", shape) if self.affine else None
-        y = nn.layernorm(x, scale, bias, ndim=len(shape), epsilon=self.epsilon, activation=self.activation)
-        return y, st
+        if self.over == "trailing":
+            y = nn.layernorm(x, scale, bias, ndim=len(shape), epsilon=self.epsilon, activation=self.activation)
+            return y, st
+        y = nn.layernorm(widen(x), None, None, ndim=x.ndim, epsilon=self.epsilon)
+        if scale is not None and bias is not None:
+            y = y * widen(scale) + widen(bias)
+        return narrow(apply_activation(self.activation, y), x), st
 
 
 class RMSNorm(Layer):

@@ -32,33 +32,37 @@ class _Pool(Layer):
     _: KW_ONLY
     stride: int | tuple[int, ...] | None = None
     padding: int | tuple[int, ...] | str = 0
+    dilation: int | tuple[int, ...] = 1
 
     def __post_init__(self) -> None:
-        check_windows(type(self).__name__, self.window, self.stride, self.padding)
+        check_windows(type(self).__name__, self.window, self.stride, self.padding, self.dilation)
 
     def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """``(batch, channels, *out)``."""
-        windows = windows_over(type(self).__name__, tuple(input_shape), self.window, self.stride, self.padding)
+        windows = windows_over(
+            type(self).__name__, tuple(input_shape), self.window, self.stride, self.padding, self.dilation
+        )
         return (*input_shape[:2], *windows.out)
 
 
 class MaxPool(_Pool):
-    """The maximum of every window: ``y[..., i] = max(x[..., i * stride - padding : ... + window])``.
+    """The maximum of every window: ``y[..., i] = max over t of x[..., i * stride - padding + t * dilation]``.
 
     Padding counts as -inf; the gradient goes to the first of equal maxima, as in torch.
 
     Args:
-        window: the lengths of a window, one per spatial axis, or one int for all.
+        window: the lengths of a window, one per spatial axis, or one int for all; t runs from 0 to them.
         stride: the steps between windows; None for `window`.
         padding: what is added on both sides, at most half the window; "valid" for 0; "same" for an output of the
             input's lengths, which needs ``stride=1``, an odd element going behind.
+        dilation: the steps between the elements of a window.
 
     Inputs:
         x: ``(batch, channels, *spatial)``, one to three spatial axes.
 
     Returns:
-        y ``(batch, channels, *out)``, ``out = (size + 2 * padding - window) // stride + 1``, and the states as they
-        were.
+        y ``(batch, channels, *out)``, ``out = (size + 2 * padding - dilation * (window - 1) - 1) // stride + 1``, and
+        the states as they were.
 
     Parameters:
         None.
@@ -74,26 +78,27 @@ class MaxPool(_Pool):
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """The maxima."""
         shape_of(x)
-        return nn.maxpool(x, self.window, stride=self.stride, padding=self.padding), st
+        return nn.maxpool(x, self.window, stride=self.stride, padding=self.padding, dilation=self.dilation), st
 
 
 class MeanPool(_Pool):
-    """The mean of every window: ``y[..., i] = mean(x[..., i * stride - padding : ... + window])``.
+    """The mean of every window: ``y[..., i] = mean over t of x[..., i * stride - padding + t * dilation]``.
 
     Padding counts as zeros, which count in the mean, as in torch (``count_include_pad=True``).
 
     Args:
-        window: the lengths of a window, one per spatial axis, or one int for all.
+        window: the lengths of a window, one per spatial axis, or one int for all; t runs from 0 to them.
         stride: the steps between windows; None for `window`.
         padding: what is added on both sides, at most half the window; "valid" for 0; "same" for an output of the
             input's lengths, which needs ``stride=1``, an odd element going behind.
+        dilation: the steps between the elements of a window.
 
     Inputs:
         x: ``(batch, channels, *spatial)``, one to three spatial axes.
 
     Returns:
-        y ``(batch, channels, *out)``, ``out = (size + 2 * padding - window) // stride + 1``, and the states as they
-        were.
+        y ``(batch, channels, *out)``, ``out = (size + 2 * padding - dilation * (window - 1) - 1) // stride + 1``, and
+        the states as they were.
 
     Parameters:
         None.
@@ -109,27 +114,29 @@ class MeanPool(_Pool):
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """The means."""
         shape_of(x)
-        return nn.meanpool(x, self.window, stride=self.stride, padding=self.padding), st
+        return nn.meanpool(x, self.window, stride=self.stride, padding=self.padding, dilation=self.dilation), st
 
 
 class LPPool(_Pool):
     """The power mean of every window, as a sum: ``y[..., i] = sum(x[..., window i] ** p) ** (1 / p)``.
 
-    As in torch there is no absolute value: an odd `p` takes the sign along, and y is NaN where a sum is negative.
+    Window i has the elements ``i * stride - padding + t * dilation``. As in torch there is no absolute value: an odd
+    `p` takes the sign along, and y is NaN where a sum is negative.
 
     Args:
-        window: the lengths of a window, one per spatial axis, or one int for all.
+        window: the lengths of a window, one per spatial axis, or one int for all; t runs from 0 to them.
         p: the power, a number > 0; 1 gives the sum, 2 the Euclidean norm.
         stride: the steps between windows; None for `window`.
         padding: zeros that are added on both sides, at most half the window; "valid" for 0; "same" for an output of
             the input's lengths, which needs ``stride=1``, an odd element going behind.
+        dilation: the steps between the elements of a window.
 
     Inputs:
         x: ``(batch, channels, *spatial)``, one to three spatial axes.
 
     Returns:
-        y ``(batch, channels, *out)``, ``out = (size + 2 * padding - window) // stride + 1``, and the states as they
-        were.
+        y ``(batch, channels, *out)``, ``out = (size + 2 * padding - dilation * (window - 1) - 1) // stride + 1``, and
+        the states as they were.
 
     Parameters:
         None.
@@ -152,7 +159,7 @@ class LPPool(_Pool):
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """The power means."""
         shape_of(x)
-        return nn.lppool(x, self.window, p=self.p, stride=self.stride, padding=self.padding), st
+        return nn.lppool(x, self.window, p=self.p, stride=self.stride, padding=self.padding, dilation=self.dilation), st
 
 
 class _Adaptive(Layer):

@@ -14,10 +14,12 @@ from culux import numpy as cnp
 from culux.backends import Array
 from culux.backends.registry import namespace_of
 from culux.core import Layer
-from culux.errors import LayerError, ShapeError, describe
+from culux.errors import LayerError, ShapeError
+from culux.init import zeros
 from culux.layers.checks import (
     check_activation,
     check_axis,
+    check_flag,
     check_initialiser,
     check_length,
     check_parameter,
@@ -35,6 +37,8 @@ __all__ = ["Cell", "GRUCell", "LSTMCell", "RNNCell"]
 Init = Callable[..., Any] | tuple[Callable[..., Any] | None, ...] | None
 """An initialiser, one for each gate, or None."""
 
+_NOTHING = Tree()
+
 
 class Cell(Layer):
     """What the cells share: their fields, parameters and call. `sequence` runs all steps of a sequence at once."""
@@ -47,6 +51,7 @@ class Cell(Layer):
     init_recurrent_weight: Init = None
     init_bias: Init = None
     train_state: bool = False
+    init_state: Callable[..., Any] | None = None
 
     _gates: ClassVar[int] = 1
     carries: ClassVar[tuple[str, ...]] = ("h",)
@@ -58,6 +63,7 @@ class Cell(Layer):
         for field in ("init_weight", "init_recurrent_weight", "init_bias"):
             for init in self._of_gates(getattr(self, field), field):
                 check_initialiser(name, field, init)
+        check_initialiser(name, "init_state", self.init_state)
         for flag in ("use_bias", "train_state"):
             check_flag(name, flag, getattr(self, flag))
 
@@ -88,11 +94,24 @@ class Cell(Layer):
         if self.use_bias:
             ps["bias_ih"] = drawn("init_bias", self.init_bias)
             ps["bias_hh"] = drawn("init_bias", self.init_bias)
-        return ps | {name: np.zeros(self.out_dims, np.float32) for name in self._trained() if name is not None}
+        return ps | self._drawn(rng, trained=True)
 
-    def _trained(self) -> tuple[str | None, ...]:
-        """For every part of the carry the parameter that it starts from; None for zeros."""
-        return ("hidden_state" if self.train_state else None,)
+    def initial_states(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        """What the first step starts from, where it has an initialiser and is not trained."""
+        return self._drawn(rng, trained=False)
+
+    def _begin(self) -> tuple[tuple[str, bool, str], ...]:
+        """For every part of the carry: the name of the first, whether it is trained, the field of its initialiser."""
+        return (("hidden_state", self.train_state, "init_state"),)
+
+    def _drawn(self, rng: np.random.Generator, *, trained: bool) -> dict[str, Any]:
+        """The parts of the first carry that are parameters, or those that are states."""
+        shape, drawn = (self.out_dims,), {}
+        for name, train, field in self._begin():
+            init = getattr(self, field)
+            if train is trained and (train or init is not None):
+                drawn[name] = made(rng, field, init or zeros, shape)
+        return drawn
 
     def output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
         """``((..., out_dims), the shapes of the carry)``; `input_shape` may be the one of x and those of a carry."""
@@ -110,26 +129,32 @@ class Cell(Layer):
             check_carry(carry, self.carries, out)
             carry = tuple(_reshaped(a, (-1, self.out_dims)) for a in carry)
         steps = _reshaped(x, (math.prod(shape[:-1]), 1, self.in_dims))
-        _, after = self.sequence(steps, ps, carry)
+        _, after = self.sequence(steps, ps, carry, st=st)
         after = tuple(_reshaped(a, part) for a, part in zip(after, shapes, strict=True))
         return (after[0], after), st
 
     def sequence(
-        self, x: Array, ps: Tree, carry: Carry | None = None, *, lengths: Any = None, reverse: bool = False
-    ) -> tuple[Array, Carry]:
+        self, x: Array, ps: Tree, carry: Carry | None = None, *,
+        st: Tree = _NOTHING, lengths: Any = None, reverse: bool = False,
+    ) -> tuple[Array, Carry]:  # fmt: skip
         """All steps of an `x` (batch, time, in_dims) as one operation: y of every step, and the last carry."""
         check_axis(x.shape, -1, self.in_dims)
         rows = self._gates * self.out_dims
         names = {"weight_ih": (rows, self.in_dims), "weight_hh": (rows, self.out_dims)}
         biases = {"bias_ih": (rows,), "bias_hh": (rows,)} if self.use_bias else {}
         parameters = [check_parameter(ps, name, shape) for name, shape in {**names, **biases}.items()]
-        start = self._start(x.shape[0], ps) if carry is None else carry
+        start = self._start(x.shape[0], ps, st) if carry is None else carry
         return self._operation(x, *parameters, carry=start, lengths=lengths, reverse=reverse)
 
-    def _start(self, batch: int, ps: Tree) -> Carry | None:
-        """The trained carry of the first step, for a whole batch; None where nothing is trained."""
+    def _start(self, batch: int, ps: Tree, st: Tree) -> Carry | None:
+        """The carry of the first step, for a whole batch, from the parameters and states; None for zeros."""
         shape = (self.out_dims,)
-        parts = [None if name is None else check_parameter(ps, name, shape) for name in self._trained()]
+        parts = [
+            check_parameter(ps if train else st, name, shape, "ps" if train else "st")
+            if train or getattr(self, field) is not None
+            else None
+            for name, train, field in self._begin()
+        ]
         given = next((part for part in parts if part is not None), None)
         if given is None:
             return None
@@ -154,6 +179,7 @@ class RNNCell(Cell):
         init_recurrent_weight: the same for `weight_hh`; None for `init_weight`.
         init_bias: the same for the biases.
         train_state: whether the h that the first step starts from is a parameter.
+        init_state: an initialiser of that h; None for zeros. An h that is not trained is drawn once, as a state.
 
     Inputs:
         x: ``(..., in_dims)``, or the tuple ``(x, carry)`` with the carry ``(h,)`` of the step before,
@@ -167,10 +193,10 @@ class RNNCell(Cell):
         weight_hh: ``(out_dims, out_dims)``, float32.
         bias_ih: ``(out_dims,)``, float32, with `use_bias`.
         bias_hh: ``(out_dims,)``, float32, with `use_bias`.
-        hidden_state: ``(out_dims,)``, float32, zeros, with `train_state`.
+        hidden_state: ``(out_dims,)``, float32, with `train_state`.
 
     States:
-        None.
+        hidden_state: ``(out_dims,)``, float32, where it has an initialiser and is not trained.
 
     Raises:
         LayerError: for arguments that are none of these.
@@ -204,7 +230,9 @@ class LSTMCell(Cell):
         init_recurrent_weight: the same for `weight_hh`; None for `init_weight`.
         init_bias: the same for each gate's part of the biases.
         train_state: whether the h that the first step starts from is a parameter.
+        init_state: an initialiser of that h; None for zeros. An h that is not trained is drawn once, as a state.
         train_memory: whether its c is one.
+        init_memory: an initialiser of that c; as `init_state`.
 
     Inputs:
         x: ``(..., in_dims)``, or the tuple ``(x, carry)`` with the carry ``(h, c)`` of the step before, each
@@ -218,18 +246,21 @@ class LSTMCell(Cell):
         weight_hh: ``(4 * out_dims, out_dims)``, float32.
         bias_ih: ``(4 * out_dims,)``, float32, with `use_bias`.
         bias_hh: ``(4 * out_dims,)``, float32, with `use_bias`.
-        hidden_state: ``(out_dims,)``, float32, zeros, with `train_state`.
-        memory: ``(out_dims,)``, float32, zeros, with `train_memory`.
+        hidden_state: ``(out_dims,)``, float32, with `train_state`.
+        memory: ``(out_dims,)``, float32, with `train_memory`.
 
     States:
-        None.
+        hidden_state: ``(out_dims,)``, float32, where it has an initialiser and is not trained.
+        memory: ``(out_dims,)``, float32, where it has an initialiser and is not trained.
 
     Raises:
         LayerError: for arguments that are none of these.
         ShapeError: when called, for an `x` of another length, a carry or parameters of another model.
     """
 
+    _: KW_ONLY  # the base's does not reach here
     train_memory: bool = False
+    init_memory: Callable[..., Any] | None = None
 
     _gates: ClassVar[int] = 4
     carries: ClassVar[tuple[str, ...]] = ("h", "c")
@@ -237,9 +268,10 @@ class LSTMCell(Cell):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flag("LSTMCell", "train_memory", self.train_memory)
+        check_initialiser("LSTMCell", "init_memory", self.init_memory)
 
-    def _trained(self) -> tuple[str | None, ...]:
-        return (*super()._trained(), "memory" if self.train_memory else None)
+    def _begin(self) -> tuple[tuple[str, bool, str], ...]:
+        return (*super()._begin(), ("memory", self.train_memory, "init_memory"))
 
     def _operation(self, x: Array, *parameters: Array, **options: Any) -> tuple[Array, Carry]:
         return nn.lstm(x, *parameters, **options)
@@ -261,6 +293,7 @@ class GRUCell(Cell):
         init_recurrent_weight: the same for `weight_hh`; None for `init_weight`.
         init_bias: the same for each gate's part of the biases.
         train_state: whether the h that the first step starts from is a parameter.
+        init_state: an initialiser of that h; None for zeros. An h that is not trained is drawn once, as a state.
 
     Inputs:
         x: ``(..., in_dims)``, or the tuple ``(x, carry)`` with the carry ``(h,)`` of the step before,
@@ -274,10 +307,10 @@ class GRUCell(Cell):
         weight_hh: ``(3 * out_dims, out_dims)``, float32.
         bias_ih: ``(3 * out_dims,)``, float32, with `use_bias`.
         bias_hh: ``(3 * out_dims,)``, float32, with `use_bias`.
-        hidden_state: ``(out_dims,)``, float32, zeros, with `train_state`.
+        hidden_state: ``(out_dims,)``, float32, with `train_state`.
 
     States:
-        None.
+        hidden_state: ``(out_dims,)``, float32, where it has an initialiser and is not trained.
 
     Raises:
         LayerError: for arguments that are none of these.
@@ -297,12 +330,6 @@ def with_carry(x: Any) -> tuple[Any, Any]:
     if len(x) != 2:
         raise ShapeError(f"expected x, or the tuple (x, carry), got a tuple of {len(x)}")
     return x
-
-
-def check_flag(layer: str, name: str, value: Any) -> None:
-    """Raise a `LayerError` where `value` is no bool."""
-    if not isinstance(value, bool):
-        raise LayerError(f"{layer}: expected {name} to be a bool, got {describe(value)}")
 
 
 def _reshaped(a: Array, shape: tuple[int, ...]) -> Array:

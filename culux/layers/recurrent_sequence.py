@@ -30,6 +30,7 @@ class Recurrence(WrapperLayer):
     Args:
         cell: the cell.
         return_sequence: whether y has all steps; else it is that of the last.
+        time_axis: 1, or 0 for sequences ``(time, batch, features)``, of x and y.
 
     Inputs:
         x: ``(batch, time, features)``, one step at least.
@@ -51,24 +52,26 @@ class Recurrence(WrapperLayer):
     cell: Layer
     _: KW_ONLY
     return_sequence: bool = False
+    time_axis: int = 1
 
     def __post_init__(self) -> None:
         _check_cell("Recurrence", "cell", self.cell)
+        check_time_axis("Recurrence", self.time_axis)
 
     def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """``(batch, out_dims)`` or ``(batch, time, out_dims)``."""
-        out = _shape_over(self.cell, input_shape)
-        return out if self.return_sequence else (out[0], *out[2:])
+        out = _shape_over(self.cell, check_sequence(input_shape, self.time_axis))
+        return swapped(out, self.time_axis) if self.return_sequence else (out[0], *out[2:])
 
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """The cell on every step."""
-        check_sequence(shape_of(x))
-        cell = self.cell
+        check_sequence(shape_of(x), self.time_axis)
+        cell, x = self.cell, batch_first(x, self.time_axis)
         if _is_whole(cell):
-            y, carry = cell.sequence(x, ps)
-            return (y if self.return_sequence else carry[0]), st
+            y, carry = cell.sequence(x, ps, st=st)
+            return (batch_first(y, self.time_axis) if self.return_sequence else carry[0]), st
         ys, st = _over(cell, x, ps, st)
-        return (cnp.stack(ys, axis=1) if self.return_sequence else ys[-1]), st
+        return (cnp.stack(ys, axis=self.time_axis) if self.return_sequence else ys[-1]), st
 
 
 class StatefulRecurrentCell(WrapperLayer):
@@ -132,6 +135,7 @@ class BidirectionalRNN(ContainerLayer):
         backward_cell: that of the other; None for a cell like the first, with parameters of its own.
         merge: a function of the outputs of both directions, each ``(batch, time, out_dims)``, for all steps at once;
             by default they are concatenated. None for the tuple of both.
+        time_axis: 1, or 0 for sequences ``(time, batch, features)``, of x and y.
 
     Inputs:
         x: ``(batch, time, features)``, one step at least.
@@ -154,11 +158,13 @@ class BidirectionalRNN(ContainerLayer):
     backward_cell: Layer | None = None
     _: KW_ONLY
     merge: Callable[[Any, Any], Any] | None = concatenate
+    time_axis: int = 1
 
     def __post_init__(self) -> None:
         _check_cell("BidirectionalRNN", "cell", self.cell)
         if self.backward_cell is not None:
             _check_cell("BidirectionalRNN", "backward_cell", self.backward_cell)
+        check_time_axis("BidirectionalRNN", self.time_axis)
         if self.merge is not None and not callable(self.merge):
             raise LayerError(f"BidirectionalRNN: expected merge to be None or a function, got {describe(self.merge)}")
 
@@ -168,7 +174,8 @@ class BidirectionalRNN(ContainerLayer):
 
     def output_shape(self, input_shape: tuple[int, ...]) -> Any:
         """``(batch, time, both out_dims)``; with ``merge=None`` the tuple of both shapes."""
-        forward, backward = (_shape_over(cell, input_shape) for cell in self.children().values())
+        shape = check_sequence(input_shape, self.time_axis)
+        forward, backward = (swapped(_shape_over(cell, shape), self.time_axis) for cell in self.children().values())
         if self.merge is None:
             return forward, backward
         if self.merge is concatenate:
@@ -182,25 +189,47 @@ class BidirectionalRNN(ContainerLayer):
 
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """Both directions, merged."""
-        check_sequence(shape_of(x))
+        check_sequence(shape_of(x), self.time_axis)
+        x = batch_first(x, self.time_axis)
         outputs, states = [], {}
         for name, cell in self.children().items():
             reverse = name == "backward_rnn"
             if _is_whole(cell):
-                y, _ = cell.sequence(x, ps[name], reverse=reverse)
+                y, _ = cell.sequence(x, ps[name], st=st[name], reverse=reverse)
                 states[name] = st[name]
             else:
                 ys, states[name] = _over(cell, x, ps[name], st[name], reverse=reverse)
                 y = cnp.stack(ys, axis=1)
-            outputs.append(y)
+            outputs.append(batch_first(y, self.time_axis))
         y = tuple(outputs) if self.merge is None else self.merge(*outputs)
         return y, trusted({**st, **states})
 
 
-def check_sequence(shape: tuple[int, ...]) -> None:
-    """Raise a `ShapeError` where an input of this shape is no sequence."""
-    if len(shape) != 3 or shape[1] == 0:
-        raise ShapeError(f"expected x of shape (batch, time, features), time > 0, got {tuple(shape)}")
+def check_sequence(shape: tuple[int, ...], time_axis: int = 1) -> tuple[int, ...]:
+    """The shape with the batch first; a `ShapeError` where an input of this shape is no sequence."""
+    if len(shape) != 3 or shape[time_axis] == 0:
+        form = "(batch, time, features)" if time_axis else "(time, batch, features)"
+        raise ShapeError(f"expected x of shape {form}, time > 0, got {tuple(shape)}")
+    return swapped(shape, time_axis)
+
+
+def check_time_axis(layer: str, axis: Any) -> None:
+    """Raise a `LayerError` where `axis` is neither 0 nor 1."""
+    if type(axis) is not int or axis not in (0, 1):
+        raise LayerError(
+            f"{layer}: expected time_axis to be 1, for (batch, time, features), or 0, for (time, batch, features), "
+            f"got {describe(axis)}"
+        )
+
+
+def swapped(shape: tuple[int, ...], time_axis: int) -> tuple[int, ...]:
+    """A shape with the batch first, or back: the first two axes in the other order for ``time_axis=0``."""
+    return shape if time_axis else (shape[1], shape[0], *shape[2:])
+
+
+def batch_first(x: Array, time_axis: int) -> Array:
+    """An array as `swapped` has its shape."""
+    return x if time_axis else cnp.swapaxes(x, 0, 1)
 
 
 def _check_cell(layer: str, name: str, cell: Any) -> None:
@@ -229,7 +258,6 @@ def _step(cell: Layer, x: Array, carry: Any, ps: Tree, st: Tree) -> tuple[Array,
 
 
 def _shape_over(cell: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The output shape of all steps of a cell."""
-    check_sequence(shape)
+    """The output shape of all steps of a cell, the batch first."""
     y: Any = cell.output_shape((shape[0], *shape[2:]))[0]  # a cell's are (y's, the carry's)
     return (shape[0], shape[1], *y[1:])

@@ -11,10 +11,10 @@ from culux.backends import Array
 from culux.core import ContainerLayer, Layer
 from culux.core.fields import CHILDREN
 from culux.errors import ShapeError
-from culux.layers.checks import check_activation, check_axis, check_length, check_probability, shape_of
+from culux.layers.checks import check_activation, check_axis, check_flag, check_length, check_probability, shape_of
 from culux.layers.dropout import Dropout
-from culux.layers.recurrent import Cell, GRUCell, Init, LSTMCell, RNNCell, check_flag
-from culux.layers.recurrent_sequence import BidirectionalRNN, check_sequence
+from culux.layers.recurrent import Cell, GRUCell, Init, LSTMCell, RNNCell
+from culux.layers.recurrent_sequence import BidirectionalRNN, batch_first, check_sequence, check_time_axis, swapped
 from culux.nn.activation import ActivationLike
 from culux.nn.activations import tanh
 from culux.nn.recurrent import check_carry
@@ -34,6 +34,7 @@ class _Stacked(ContainerLayer):
     bidirectional: bool = False
     dropout: float = 0.0
     return_carry: bool = False
+    time_axis: int = 1
     use_bias: bool = True
     init_weight: Init = None
     init_recurrent_weight: Init = None
@@ -47,6 +48,7 @@ class _Stacked(ContainerLayer):
         check_length(name, "out_dims", self.out_dims)
         check_length(name, "num_layers", self.num_layers)
         check_probability(name, "dropout", self.dropout)
+        check_time_axis(name, self.time_axis)
         for flag in ("bidirectional", "return_carry", "use_bias"):
             check_flag(name, flag, getattr(self, flag))
 
@@ -71,10 +73,10 @@ class _Stacked(ContainerLayer):
     def output_shape(self, input_shape: tuple[Any, ...]) -> Any:
         """``(batch, time, features)``, with `return_carry` beside the carry's, for an x or a tuple of inputs."""
         shape = input_shape[0] if input_shape and isinstance(input_shape[0], tuple) else input_shape
-        check_sequence(shape)
+        batch, time, _ = check_sequence(shape, self.time_axis)
         check_axis(shape, -1, self.in_dims)
-        y = (shape[0], shape[1], self._features)
-        return (y, self._carry_shapes(shape[0])) if self.return_carry else y
+        y = swapped((batch, time, self._features), self.time_axis)
+        return (y, self._carry_shapes(batch)) if self.return_carry else y
 
     def _carry_shapes(self, batch: int) -> tuple[tuple[int, ...], ...]:
         rows = self.num_layers * (2 if self.bidirectional else 1)
@@ -83,10 +85,10 @@ class _Stacked(ContainerLayer):
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """All levels."""
         x, lengths, carry = _inputs(x)
-        shape = shape_of(x)
-        self.output_shape(shape)
+        self.output_shape(shape_of(x))
+        x = batch_first(x, self.time_axis)
         if carry is not None:
-            check_carry(carry, self._cell.carries, self._carry_shapes(shape[0])[0])
+            check_carry(carry, self._cell.carries, self._carry_shapes(x.shape[0])[0])
         states: dict[str, Tree] = {}
         last: list[Carry] = []
         for name, layer in self.__dict__[CHILDREN].items():
@@ -100,7 +102,7 @@ class _Stacked(ContainerLayer):
                 outputs.append(y)
                 last.append(after)
             x = outputs[0] if len(outputs) == 1 else cnp.concatenate(outputs, axis=-1)
-        new = trusted({**st, **states}) if states else st
+        x, new = batch_first(x, self.time_axis), trusted({**st, **states}) if states else st
         if not self.return_carry:
             return x, new
         return (x, tuple(cnp.stack(parts) for parts in zip(*last, strict=True))), new
@@ -120,6 +122,7 @@ class RNN(_Stacked):
             both outputs side by side.
         dropout: the probability of dropping an element between two levels, in training.
         return_carry: whether what the last steps hand on is returned with y.
+        time_axis: 1, or 0 for sequences ``(time, batch, features)``, of x and y.
         use_bias, init_weight, init_recurrent_weight, init_bias: as in `RNNCell`.
 
     Inputs:
@@ -169,6 +172,7 @@ class LSTM(_Stacked):
             both outputs side by side.
         dropout: the probability of dropping an element between two levels, in training.
         return_carry: whether what the last steps hand on is returned with y.
+        time_axis: 1, or 0 for sequences ``(time, batch, features)``, of x and y.
         use_bias, init_weight, init_recurrent_weight, init_bias: as in `LSTMCell`.
 
     Inputs:
@@ -209,6 +213,7 @@ class GRU(_Stacked):
             both outputs side by side.
         dropout: the probability of dropping an element between two levels, in training.
         return_carry: whether what the last steps hand on is returned with y.
+        time_axis: 1, or 0 for sequences ``(time, batch, features)``, of x and y.
         use_bias, init_weight, init_recurrent_weight, init_bias: as in `GRUCell`.
 
     Inputs:

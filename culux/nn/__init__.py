@@ -32,6 +32,7 @@ from culux.nn.adaptive import adaptive_maxpool as adaptive_maxpool
 from culux.nn.adaptive import adaptive_meanpool as adaptive_meanpool
 from culux.nn.adaptive import lppool as lppool
 from culux.nn.alphadropout import alpha_dropout as alpha_dropout
+from culux.nn.attention import scaled_dot_product_attention as scaled_dot_product_attention
 from culux.nn.batchnorm import batchnorm as batchnorm
 from culux.nn.bilinear import bilinear as bilinear
 from culux.nn.conv import conv as conv
@@ -56,6 +57,7 @@ from culux.nn.recurrent import rnn as rnn
 from culux.nn.resample import pixel_shuffle as pixel_shuffle
 from culux.nn.resample import upsample as upsample
 from culux.nn.rmsnorm import rmsnorm as rmsnorm
+from culux.nn.rotary import apply_rotary_embedding as apply_rotary_embedding
 from culux.nn.softmax import log_softmax as log_softmax
 from culux.nn.softmax import logsumexp as logsumexp
 from culux.nn.softmax import one_hot as one_hot

@@ -123,32 +123,40 @@ def adaptive_lppool(x: Array, output_size: OutputSize, *, p: float = 2) -> Array
 
 
 def lppool(
-    x: Array, window: Lengths, *, p: float = 2, stride: Lengths | None = None, padding: Lengths | str = 0
+    x: Array,
+    window: Lengths,
+    *,
+    p: float = 2,
+    stride: Lengths | None = None,
+    padding: Lengths | str = 0,
+    dilation: Lengths = 1,
 ) -> Array:
-    """``y[..., i] = sum(x[..., i * stride - padding : i * stride - padding + window] ** p) ** (1 / p)``.
+    """``y[..., i] = sum over t of x[..., i * stride - padding + t * dilation] ** p``, to the power of 1 / p.
 
     As in torch there is no absolute value: an odd `p` takes the sign along, and where a sum is negative, or a
     power of a negative number is none, y is NaN. The gradient of a window of zeros is zero.
 
     Args:
         x: (N, C, *spatial), float, with one to three spatial axes.
-        window: the lengths of a window.
+        window: the lengths of a window, t running from 0 to them.
         p: the power, a number > 0; 1 gives the sum, 2 the Euclidean norm.
         stride: the steps between windows; None for `window`.
         padding: as `maxpool` has it; it counts as zeros.
+        dilation: the steps between the elements of a window.
 
     Returns:
-        y (N, C, *out), ``out = (size + 2 * padding - window) // stride + 1``, of the dtype of `x`.
+        y (N, C, *out), ``out = (size + 2 * padding - dilation * (window - 1) - 1) // stride + 1``, of the dtype of `x`.
 
     Raises:
-        LayerError: for a `p`, windows, strides or paddings that are none of these.
+        LayerError: for a `p`, windows, strides, paddings or dilations that are none of these.
         ShapeError: for an `x` that they do not fit.
         DTypeError: for an `x` that is no float array.
     """
     require_float("lppool", x)
     check_order("lppool", p)
-    count = math.prod(windows_over("lppool", tuple(x.shape), window, stride, padding).window)
-    return narrow(_root(meanpool(power(widen(x), p), window, stride=stride, padding=padding) * count, p), x)
+    count = math.prod(windows_over("lppool", tuple(x.shape), window, stride, padding, dilation).window)
+    means = meanpool(power(widen(x), p), window, stride=stride, padding=padding, dilation=dilation)
+    return narrow(_root(means * count, p), x)
 
 
 def _root(total: Array, p: float) -> Array:

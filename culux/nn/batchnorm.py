@@ -31,6 +31,7 @@ from culux.nn.fused import (
     row_of_ones,
     widen,
 )
+from culux.numpy.broadcasting import is_half
 
 __all__ = ["batchnorm"]
 
@@ -71,6 +72,8 @@ def batchnorm(
         _explain_misfit(x, scale=scale, bias=bias, running_mean=running_mean, running_var=running_var)
     old_mean, old_var = plain(running_mean), plain(running_var)
     tracked = old_mean is not None and old_var is not None
+    if tracked and not is_half(old_mean):  # kernels take parameters and statistics of one dtype
+        scale, bias = widen(scale), widen(bias)
     if tracked and not training:
         y = _normalize(x, scale, bias, old_mean, old_var, epsilon=epsilon, activation=activation)
         return y, old_mean, old_var

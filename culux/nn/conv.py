@@ -7,20 +7,22 @@ weight, its transpose, and the correlation of an input with an output, which has
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from culux.autodiff import primitive
+from culux.autodiff import Primitive, primitive
 from culux.autodiff.tracer import Pullback
 from culux.backends import Array, backend_of
 from culux.backends.registry import namespace_of
 from culux.errors import LayerError, ShapeError, describe
-from culux.nn import conv_numpy
+from culux.kernels import ActivationCode, contiguous
+from culux.nn import conv_cupy, conv_numpy
 from culux.nn.activation import Activation, ActivationLike, apply_activation, overwrite
 from culux.nn.activations import identity
 from culux.nn.conv_taps import Lengths, Padding, Spec, Taps, resolve
-from culux.nn.fused import decompose, evaluate_by_rule, is_plain, narrow, require_float, widen
+from culux.nn.fused import decompose, evaluate_by_rule, is_plain, narrow, on_kernels, require_float, widen
 from culux.numpy.broadcasting import fit, is_half, outline
 from culux.numpy.shaping import flip, pad
 
@@ -183,12 +185,17 @@ def _conv(
 
 @_conv.rule
 def _(needs: tuple[bool, ...], x: Array, weight: Array, bias: Array | None, **static: Any) -> tuple[Array, Pullback]:
-    if isinstance(static["activation"], Activation) and is_plain(x, weight, bias):
-        return _by_numpy(needs, x, weight, bias, **static)
+    activation = static["activation"]
+    if isinstance(activation, Activation):
+        if is_plain(x, weight, bias):
+            return _by_numpy(needs, x, weight, bias, **static)
+        code = activation.cuda()
+        if code is not None and on_kernels(x, weight, bias) and weight.dtype == x.dtype:
+            return _by_kernels(needs, x, weight, bias, code, **static)
     return decompose(_conv, needs, (x, weight, bias), static)
 
 
-evaluate_by_rule(_conv, "numpy")
+evaluate_by_rule(_conv, "numpy", "cupy")
 
 
 def _by_numpy(
@@ -220,6 +227,31 @@ def _by_numpy(
         if needs[1]:
             dweight = conv_numpy.weight_gradient(dz if transposed else x, x if transposed else dz, taps)
         return dx, dweight, _channel_sum(dz) if needs[2] else None
+
+    return y, pullback
+
+
+def _by_kernels(
+    needs: tuple[bool, ...],
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    code: ActivationCode,
+    *,
+    taps: Taps,
+    transposed: bool,
+    activation: Activation,
+) -> tuple[Array, Pullback]:
+    source, factors, shift = contiguous(x), contiguous(weight), None if bias is None else contiguous(bias)
+    y, saved = conv_cupy.forward(source, factors, shift, code, taps, transposed=transposed, keep=True in needs)
+    # Copies of strided arrays are kept only where the pullback reads them.
+    kept_x, kept_weight = source if needs[1] else None, factors if needs[0] else None
+
+    def pullback(dy: Array) -> tuple[Any, ...]:
+        if not on_kernels(dy):  # traced: a derivative of this derivative is being taken
+            static = {"taps": taps, "transposed": transposed, "activation": activation}
+            return decompose(_conv, needs, (x, weight, bias), static)[1](dy)
+        return conv_cupy.backward(dy, saved, kept_x, kept_weight, code, taps, transposed=transposed, needs=needs)
 
     return y, pullback
 
@@ -321,6 +353,21 @@ def _(needs: tuple[bool, ...], x: Array, dy: Array, *, taps: Taps) -> tuple[Arra
         return dx, fit(_correlate(kept_x, d, taps=taps), like_dy) if needs[1] else None
 
     return _weigh(x, dy, taps=taps), pullback
+
+
+def _use_kernels(operation: Primitive, product: Callable[[Array, Array, Taps], Array]) -> None:
+    """Let CuPy arrays of one dtype take `product`, and others the portable form."""
+
+    @operation.implementation("cupy")
+    def _(one: Array, other: Array, *, taps: Taps) -> Array:
+        if on_kernels(one, other) and one.dtype == other.dtype:
+            return product(one, other, taps)
+        return operation.operation.portable(one, other, taps=taps)
+
+
+_use_kernels(_correlate, conv_cupy.correlate)
+_use_kernels(_spread, conv_cupy.spread)
+_use_kernels(_weigh, conv_cupy.weigh)
 
 
 def _kept(needs: tuple[bool, ...], one: Array, other: Array) -> tuple[Any, Any, tuple[Any, Any]]:

@@ -6,16 +6,18 @@ from culux.autodiff import primitive
 from culux.autodiff.tracer import Pullback, plain
 from culux.backends import Array, backend_of
 from culux.backends.registry import namespace_of
-from culux.errors import LayerError
+from culux.errors import LayerError, ShapeError
 from culux.kernels import philox
 from culux.nn.fused import narrow, on_kernels, require_float, widen
 from culux.random import check_state, dropout_mask
 from culux.tree import Tree
 
-__all__ = ["dropout"]
+__all__ = ["dropout", "mask_shape"]
 
 
-def dropout(x: Array, rng_state: Tree, *, p: float, training: bool) -> tuple[Array, Tree]:
+def dropout(
+    x: Array, rng_state: Tree, *, p: float, training: bool, axes: tuple[int, ...] | None = None
+) -> tuple[Array, Tree]:
     """``y = x * (u >= p) / (1 - p)`` with u uniform in [0, 1); p = 1 gives zeros.
 
     The same state gives the same mask, on every device. Where not training, or p = 0, it is `x` itself and
@@ -26,12 +28,15 @@ def dropout(x: Array, rng_state: Tree, *, p: float, training: bool) -> tuple[Arr
         rng_state: what `culux.random.rng_state` or an earlier draw returned.
         p: the probability of dropping, from 0 to 1.
         training: whether elements are dropped.
+        axes: the axes along which elements are dropped apart; along the others they are dropped together, as with
+            ``axes=(0, 1)`` the channels of images. None for all axes.
 
     Returns:
         y of the shape and dtype of `x`, and the state after the draw.
 
     Raises:
         LayerError: for a `p` outside [0, 1].
+        ShapeError: for axes that `x` does not have.
         DTypeError: for an `x` that is no float array.
     """
     if not 0 <= p <= 1:
@@ -41,14 +46,30 @@ def dropout(x: Array, rng_state: Tree, *, p: float, training: bool) -> tuple[Arr
     require_float("dropout", x)
     check_state(rng_state)
     key, counter = rng_state.key, rng_state.counter
-    if on_kernels(plain(x)) and _together(plain(x), key, counter):
+    if axes is None and on_kernels(plain(x)) and _together(plain(x), key, counter):
         moved: list[Array] = []
         y = _drop(x, key, counter, p=p, moved=moved)
         return y, rng_state.replace(counter=moved[-1])
-    mask, after = dropout_mask(rng_state, p, x.shape, like=x)
+    mask, after = dropout_mask(rng_state, p, mask_shape(x.shape, axes), like=x)
     if p == 1:
         return namespace_of(x).zeros_like(x), after  # infinite elements too
     return _scaled(x, mask, scale=1 / (1 - p)), after
+
+
+def mask_shape(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape of a mask that drops along `axes` apart: 1 along the others.
+
+    Raises:
+        ShapeError: for axes that are not there.
+    """
+    if axes is None:
+        return tuple(shape)
+    if any(not -len(shape) <= axis < len(shape) for axis in axes):
+        raise ShapeError(
+            f"expected axes from {-len(shape)} to {len(shape) - 1}, got {axes} (x has shape {tuple(shape)})"
+        )
+    kept = {axis % len(shape) for axis in axes}
+    return tuple(n if i in kept else 1 for i, n in enumerate(shape))
 
 
 @primitive

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from culux.autodiff import primitive
 from culux.autodiff.tracer import Pullback, plain
 from culux.backends import Array, backend_of, is_array
+from culux.backends.registry import namespace_of
 from culux.errors import DTypeError, ShapeError, describe
 from culux.kernels import embedding as kernels
 from culux.nn.fused import narrow, on_kernels, require_float, widen
@@ -14,33 +17,52 @@ from culux.nn.fused import narrow, on_kernels, require_float, widen
 __all__ = ["embedding"]
 
 
-def embedding(ids: Array, weight: Array) -> Array:
-    """``y = weight[ids]``: for every id its row.
+def embedding(ids: Array | tuple[Array, ...], weight: Array) -> Array:
+    """``y = weight[ids]``: for every id its row; for a tuple of ids, one for each axis but the last of `weight`.
 
     On a GPU the ids are not read by the host: the row of an id that `weight` has not is NaN there, and the next
     `culux.to_numpy` or `culux.synchronize` raises. The gradient of a row is the sum over the places of its
     id, in their order, so that every run has the same bits.
 
     Args:
-        ids: any shape, integer, from 0 to rows - 1; negative ids do not count from the end.
-        weight: (rows, dims), float.
+        ids: any shape, integer, from 0 to rows - 1; negative ids do not count from the end. A tuple of them, of one
+            shape, for a `weight` with as many axes before the last.
+        weight: (rows, dims), or (*rows, dims), float.
 
     Returns:
         (*ids.shape, dims), of the dtype of `weight`.
 
     Raises:
         DTypeError: for ids that are no integer array, or a `weight` that is no float array.
-        ShapeError: for a `weight` that is no matrix, or an id that it has no row for.
+        ShapeError: for a `weight` of other axes, ids of several shapes, or an id that `weight` has no row for.
     """
     require_float("embedding", weight, "weight")
-    if weight.ndim != 2:
-        raise ShapeError(f"embedding: expected weight of shape (rows, dims), got {tuple(weight.shape)}")
-    ids = plain(ids)
-    if not is_array(ids) or str(ids.dtype).rpartition(".")[2].strip("0123456789") not in ("int", "uint"):
-        raise DTypeError(f"embedding: expected an array of integer ids, got {describe(ids)}; ids.astype('int64')")
-    if not on_kernels(plain(weight)):
-        _check_range(ids, weight.shape[0])
-    return _rows(weight, ids)
+    parts = tuple(plain(part) for part in (ids if isinstance(ids, tuple) else (ids,)))
+    if weight.ndim != len(parts) + 1:
+        form = "(rows, dims)" if len(parts) == 1 else f"({'rows, ' * len(parts)}dims) for a tuple of {len(parts)} ids"
+        raise ShapeError(f"embedding: expected weight of shape {form}, got {tuple(weight.shape)}")
+    for part, rows in zip(parts, weight.shape, strict=False):
+        if not is_array(part) or str(part.dtype).rpartition(".")[2].strip("0123456789") not in ("int", "uint"):
+            raise DTypeError(f"embedding: expected an array of integer ids, got {describe(part)}; ids.astype('int64')")
+        if part.shape != parts[0].shape:
+            raise ShapeError(f"embedding: expected ids of one shape, got {parts[0].shape} and {part.shape}")
+        if not on_kernels(plain(weight)):
+            _check_range(part, rows)
+    if len(parts) == 1:
+        return _rows(weight, parts[0])
+    flat = namespace_of(weight).reshape(weight, (-1, weight.shape[-1]))
+    return _rows(flat, _numbered(parts, weight.shape[:-1]))
+
+
+def _numbered(parts: tuple[Array, ...], rows: tuple[int, ...]) -> Array:
+    """The row-major numbers of ids, one for each axis; -1 where one is out of its range."""
+    xp = backend_of(*parts).xp
+    number: Any = 0
+    inside: Any = True
+    for part, count in zip(parts, rows, strict=True):
+        number = number * count + part.astype(np.int64)
+        inside = inside & (part >= 0) & (part < count)
+    return xp.where(inside, number, -1)
 
 
 def _check_range(ids: Array, rows: int) -> None:

@@ -69,7 +69,7 @@ def evaluate_by_rule(operation: Primitive, *backends: str) -> None:
 def is_plain(*arrays: Any) -> bool:
     """Whether all (None aside) are NumPy arrays of one dtype, float32 or float64: what BLAS and ``out=`` take."""
     dtype = arrays[0].dtype
-    if dtype not in _BLAS_DTYPES:
+    if type(arrays[0]) is not np.ndarray or dtype not in _BLAS_DTYPES:  # another library's dtype may not be compared
         return False
     for a in arrays:
         if a is not None and (type(a) is not np.ndarray or a.dtype != dtype):

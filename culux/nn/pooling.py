@@ -25,32 +25,37 @@ Lengths = int | tuple[int, ...]
 """A number for every spatial axis, or one for all."""
 
 
-def maxpool(x: Array, window: Lengths, *, stride: Lengths | None = None, padding: Lengths | str = 0) -> Array:
-    """``y[..., i] = max(x[..., i * stride - padding : i * stride - padding + window])`` over every spatial axis.
+def maxpool(
+    x: Array, window: Lengths, *, stride: Lengths | None = None, padding: Lengths | str = 0, dilation: Lengths = 1
+) -> Array:
+    """``y[..., i] = max over t of x[..., i * stride - padding + t * dilation]`` over every spatial axis.
 
     Padding counts as -inf. The gradient goes to the first of equal maxima; a window with a NaN has NaN.
 
     Args:
         x: (N, C, *spatial), float, with one to three spatial axes.
-        window: the lengths of a window.
+        window: the lengths of a window, t running from 0 to them.
         stride: the steps between windows; None for `window`.
         padding: what is added on both sides, at most half the window; "valid" for 0; "same" for an output of the
             input's lengths, which needs stride 1, an odd element going behind, as in torch's convolutions.
+        dilation: the steps between the elements of a window.
 
     Returns:
-        y (N, C, *out), ``out = (size + 2 * padding - window) // stride + 1``, of the dtype of `x`.
+        y (N, C, *out), ``out = (size + 2 * padding - dilation * (window - 1) - 1) // stride + 1``, of the dtype of `x`.
 
     Raises:
-        LayerError: for windows, strides or paddings that are none of these.
+        LayerError: for windows, strides, paddings or dilations that are none of these.
         ShapeError: for an `x` that they do not fit.
         DTypeError: for an `x` that is no float array.
     """
     require_float("maxpool", x)
-    return _maxpool(x, windows=windows_over("maxpool", tuple(x.shape), window, stride, padding))
+    return _maxpool(x, windows=windows_over("maxpool", tuple(x.shape), window, stride, padding, dilation))
 
 
-def meanpool(x: Array, window: Lengths, *, stride: Lengths | None = None, padding: Lengths | str = 0) -> Array:
-    """``y[..., i] = mean(x[..., i * stride - padding : i * stride - padding + window])`` over every spatial axis.
+def meanpool(
+    x: Array, window: Lengths, *, stride: Lengths | None = None, padding: Lengths | str = 0, dilation: Lengths = 1
+) -> Array:
+    """``y[..., i] = mean over t of x[..., i * stride - padding + t * dilation]`` over every spatial axis.
 
     Padding counts as zeros, and they count in the mean: the sum is divided by the size of the window everywhere
     (torch's ``count_include_pad=True``, its default). float16 and bfloat16 are summed in float32.
@@ -60,22 +65,23 @@ def meanpool(x: Array, window: Lengths, *, stride: Lengths | None = None, paddin
         window: the lengths of a window.
         stride: the steps between windows; None for `window`.
         padding: as `maxpool` has it.
+        dilation: the steps between the elements of a window.
 
     Returns:
-        y (N, C, *out), ``out = (size + 2 * padding - window) // stride + 1``, of the dtype of `x`.
+        y (N, C, *out), ``out = (size + 2 * padding - dilation * (window - 1) - 1) // stride + 1``, of the dtype of `x`.
 
     Raises:
-        LayerError: for windows, strides or paddings that are none of these.
+        LayerError: for windows, strides, paddings or dilations that are none of these.
         ShapeError: for an `x` that they do not fit.
         DTypeError: for an `x` that is no float array.
     """
     require_float("meanpool", x)
-    return _meanpool(x, windows=windows_over("meanpool", tuple(x.shape), window, stride, padding))
+    return _meanpool(x, windows=windows_over("meanpool", tuple(x.shape), window, stride, padding, dilation))
 
 
-def check_windows(function: str, window: Any, stride: Any, padding: Any) -> None:
-    """Raise a `LayerError` where these are no window, stride and padding of pooling, whatever the input."""
-    checked = [("window", window, 1), ("stride", stride, 1)]
+def check_windows(function: str, window: Any, stride: Any, padding: Any, dilation: Any) -> None:
+    """Raise a `LayerError` where these are no window, stride, padding and dilation, whatever the input."""
+    checked = [("window", window, 1), ("stride", stride, 1), ("dilation", dilation, 1)]
     if padding not in ("same", "valid"):
         checked.append(("padding", padding, 0))
     for name, value, least in checked:
@@ -90,7 +96,12 @@ def check_windows(function: str, window: Any, stride: Any, padding: Any) -> None
 
 
 def windows_over(
-    function: str, shape: tuple[int, ...], window: Lengths, stride: Lengths | None, padding: Lengths | str
+    function: str,
+    shape: tuple[int, ...],
+    window: Lengths,
+    stride: Lengths | None,
+    padding: Lengths | str,
+    dilation: Lengths = 1,
 ) -> Windows:
     """The windows over an input of this shape.
 
@@ -98,7 +109,7 @@ def windows_over(
         LayerError: for arguments that are none.
         ShapeError: for a shape that they do not fit.
     """
-    check_windows(function, window, stride, padding)
+    check_windows(function, window, stride, padding, dilation)
     size = shape[2:]
     if not 1 <= len(size) <= 3:
         raise ShapeError(
@@ -106,21 +117,24 @@ def windows_over(
         )
     windows = _each(function, "window", window, shape)
     strides = windows if stride is None else _each(function, "stride", stride, shape)
+    steps = _each(function, "dilation", dilation, shape)
     if padding == "same":
         if any(s != 1 for s in strides):
             raise LayerError(f'{function}: padding="same" needs stride=1, got {strides}; give the padding as a number')
-        before = tuple((w - 1) // 2 for w in windows)
-        return Windows(size, windows, strides, before, size)
+        before = tuple((w - 1) * d // 2 for w, d in zip(windows, steps, strict=True))
+        return Windows(size, windows, strides, before, steps, size)
     before = _each(function, "padding", 0 if isinstance(padding, str) else padding, shape)
     if any(2 * p > w for p, w in zip(before, windows, strict=True)):
         raise LayerError(f"{function}: expected padding of at most half the window, got {before} for {windows}")
-    out = tuple((n + 2 * p - w) // s + 1 for n, p, w, s in zip(size, before, windows, strides, strict=True))
+    found = Windows(size, windows, strides, before, steps, ())
+    out = tuple((n + 2 * p - r) // s + 1 for n, p, r, s in zip(size, before, found.reach, strides, strict=True))
     if any(n < 1 for n in out) or not all(size):
+        dilated = f" at dilation {steps}" if any(d != 1 for d in steps) else ""
         raise ShapeError(
-            f"{function}: expected spatial axes of at least the window {windows} with padding {before}, got {size} "
-            f"(x has shape {shape})"
+            f"{function}: expected spatial axes of at least the window {windows}{dilated} with padding {before}, got "
+            f"{size} (x has shape {shape})"
         )
-    return Windows(size, windows, strides, before, out)
+    return found._replace(out=out)
 
 
 def _each(function: str, name: str, value: Lengths, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -139,8 +153,9 @@ def _each(function: str, name: str, value: Lengths, shape: tuple[int, ...]) -> t
 def _padded(x: Array, windows: Windows, fill: float) -> Array:
     """`x` with `fill` around it as far as windows reach, in operations of its namespace."""
     backend = backend_of(plain(x))
-    for axis, (size, window, stride, before, out) in enumerate(zip(*windows, strict=True), 2):
-        after = (out - 1) * stride + window - before - size
+    ends = zip(windows.size, windows.stride, windows.before, windows.reach, windows.out, strict=True)
+    for axis, (size, stride, before, reach, out) in enumerate(ends, 2):
+        after = (out - 1) * stride + reach - before - size
         parts = [
             backend.xp.full((*x.shape[:axis], n, *x.shape[axis + 1 :]), fill, dtype=plain(x).dtype) if n > 0 else None
             for n in (before, after)
@@ -153,8 +168,8 @@ def _padded(x: Array, windows: Windows, fill: float) -> Array:
 def _pieces(padded: Array, windows: Windows) -> Iterator[Array]:
     """For every place in a window, the elements that all windows have there: (N, C, *out)."""
     for place in itertools.product(*map(range, windows.window)):
-        ends = zip(place, windows.stride, windows.out, strict=True)
-        slices = [slice(i, i + stride * (out - 1) + 1, stride) for i, stride, out in ends]
+        ends = zip(place, windows.dilation, windows.stride, windows.out, strict=True)
+        slices = [slice(i * d, i * d + stride * (out - 1) + 1, stride) for i, d, stride, out in ends]
         yield padded[(slice(None), slice(None), *slices)]
 
 
@@ -193,8 +208,8 @@ def _maxima(x: np.ndarray, windows: Windows, *, marked: bool) -> tuple[np.ndarra
         return y, None
     # At an edge the first place that is not padding: a window of nothing but -inf has its maximum there.
     first = np.zeros((), windows.mark)
-    for window, stride, before, out in zip(*windows[1:], strict=True):
-        first = first[..., None] * window + np.maximum(before - stride * np.arange(out), 0)
+    for window, stride, before, dilation, out in zip(*windows[1:], strict=True):
+        first = first[..., None] * window + np.maximum(-((stride * np.arange(out) - before) // dilation), 0)
     marks = np.empty(y.shape, windows.mark)
     marks[...] = first
     # A later place is a larger number: the maximum of numbers takes a tenth of the time of writing where a mask is.
@@ -233,10 +248,12 @@ def _(needs: tuple[bool, ...], dy: Array, marks: Array, *, windows: Windows) -> 
 def _marked(x: Array, marks: Array, windows: Windows) -> Array:
     """The elements of `x` at the marked places of the windows, in culux operations: the transpose of `_unpool`."""
     xp, index = backend_of(marks).xp, 0
-    for axis, (size, window, stride, before, out) in enumerate(zip(*windows, strict=True)):
+    x = _padded(x, windows, 0.0)  # between the places of a window there may be no input at all
+    ends = zip(windows.window, windows.stride, windows.dilation, windows.out, strict=True)
+    for axis, (window, stride, dilation, out) in enumerate(ends):
         place = marks // math.prod(windows.window[axis + 1 :]) % window
-        starts = xp.arange(out).reshape((-1,) + (1,) * (len(windows.out) - axis - 1)) * stride - before
-        index = index * size + (starts + place)
+        starts = xp.arange(out).reshape((-1,) + (1,) * (len(windows.out) - axis - 1)) * stride
+        index = index * x.shape[axis + 2] + (starts + place.astype(starts.dtype) * dilation)
     flat = (*x.shape[:2], -1)
     chosen = take_along_axis(namespace_of(x).reshape(x, flat), xp.reshape(index, flat), axis=-1)
     return namespace_of(chosen).reshape(chosen, marks.shape)
@@ -295,8 +312,8 @@ def _(needs: tuple[bool, ...], dy: Array, *, windows: Windows) -> tuple[Array, P
 
 def _room(dy: np.ndarray, windows: Windows) -> np.ndarray:
     """Zeros for the input and as far around it as windows reach."""
-    ends = zip(*windows, strict=True)
-    reach = [max(before + size, (out - 1) * stride + window) for size, window, stride, before, out in ends]
+    ends = zip(windows.size, windows.stride, windows.before, windows.reach, windows.out, strict=True)
+    reach = [max(before + size, (out - 1) * stride + span) for size, stride, before, span, out in ends]
     return np.zeros((*dy.shape[:2], *reach), dy.dtype)
 
 

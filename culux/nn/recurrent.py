@@ -1,7 +1,8 @@
 """`rnn`, `lstm` and `gru`: a recurrent layer over all steps of a sequence, as one operation.
 
-The inputs of all steps are projected by one product before the steps are run. The rule runs them with the plain
-array library; its pullback collects what every step adds, so that the gradient of a weight is one product too.
+The inputs of all steps are projected by one product before the steps are run. The rule runs them with CUDA kernels or,
+on the host, with the plain array library; its pullback collects what every step adds, so that the gradient of a weight
+is one product too.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from culux.autodiff.tracer import Pullback, plain
 from culux.backends import Array, backend_of
 from culux.backends.registry import namespace_of
 from culux.errors import ShapeError, describe
-from culux.nn.activation import Activation, ActivationLike
+from culux.kernels import IDENTITY
+from culux.kernels import recurrent as kernels
+from culux.nn.activation import Activation, ActivationLike, code_of
 from culux.nn.activations import tanh
 from culux.nn.dense import dense
-from culux.nn.fused import decompose, evaluate_by_rule, narrow, require_float, widen
+from culux.nn.fused import decompose, evaluate_by_rule, narrow, on_kernels, require_float, widen
 from culux.nn.recurrent_steps import Carry, Gru, Kind, Lstm, Rnn
 from culux.numpy.broadcasting import common_namespace, masked
 
@@ -31,7 +34,8 @@ def rnn(
 ) -> tuple[Array, Carry]:  # fmt: skip
     """``h' = activation(x_t @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh)`` for every step, ``y_t = h'``.
 
-    (Elman, "Finding structure in time", 1990.) float16 and bfloat16 are computed in float32.
+    (Elman, "Finding structure in time", 1990.) float16 and bfloat16 are computed in float32; on CuPy arrays the
+    products and h are rounded to them.
 
     Args:
         x: (batch, time, in_dims), float; one step at least.
@@ -63,7 +67,7 @@ def lstm(
 
     The gates are the four parts of ``x_t @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh`` in the order i, f, g,
     o, as in torch. (Hochreiter & Schmidhuber, "Long short-term memory", 1997.) float16 and bfloat16 are computed in
-    float32.
+    float32; on CuPy arrays the products and h are rounded to them.
 
     Args:
         x: (batch, time, in_dims), float; one step at least.
@@ -93,7 +97,8 @@ def gru(
 
     The gates are the three parts of ``x_t @ weight_ih.T + bias_ih`` and of ``h @ weight_hh.T + bias_hh`` in the
     order r, z, n, as in torch; those of r and z are added. (Cho et al., "Learning phrase representations using RNN
-    encoder-decoder", 2014, with the reset after the product.) float16 and bfloat16 are computed in float32.
+    encoder-decoder", 2014, with the reset after the product.) float16 and bfloat16 are computed in float32; on CuPy
+    arrays the products and h are rounded to them.
 
     Args:
         x: (batch, time, in_dims), float; one step at least.
@@ -122,20 +127,37 @@ def _run(
     """The operation behind the three functions, in float32 for a half-precision `x`."""
     _check(kind, x, weight_ih, weight_hh, bias_ih, bias_hh, carry)
     mask = None if lengths is None else _mask(lengths, x)
-    wide, factors = widen(x), widen(weight_hh)
+    by_kernels = _kernel_step(kind, reverse, x, weight_ih, weight_hh, bias_ih, bias_hh, *(carry or ())) is not None
+    raised = _unchanged if by_kernels else widen
+    wide, factors = raised(x), raised(weight_hh)
     if mask is not None:
         wide = masked(wide, mask[:, :, None])  # what is in the padding, NaN too, reaches no product
-    shift, bias = (None if b is None else widen(b) for b in (bias_ih, bias_hh))
+    shift, bias = (None if b is None else raised(b) for b in (bias_ih, bias_hh))
     if not kind.splits and bias is not None:
         shift, bias = bias if shift is None else shift + bias, None
-    projected = dense(wide, widen(weight_ih), shift)
+    projected = dense(wide, raised(weight_ih), shift)
     if carry is None:
         zeros = backend_of(plain(projected)).xp.zeros((x.shape[0], weight_hh.shape[1]), dtype=projected.dtype)
         start: Carry = (zeros,) * len(kind.carries)
     else:
-        start = tuple(widen(a) for a in carry)
+        start = tuple(raised(a) for a in carry)
     y, *after = _recurrent(projected, factors, bias, mask, *start, kind=kind, reverse=reverse)
+    if by_kernels:
+        return y, tuple(after)
     return narrow(y, x), tuple(narrow(a, x) for a in after)
+
+
+def _unchanged(x: Array) -> Array:
+    return x
+
+
+def _kernel_step(kind: Kind, reverse: bool, x: Array, *others: Array | None) -> kernels.Step | None:
+    """What the CUDA kernels run, on CuPy arrays of one dtype of theirs, traced or not; None where they do not."""
+    code = code_of(kind.activation) if isinstance(kind, Rnn) else IDENTITY
+    first, rest = plain(x), [plain(a) for a in others]
+    if code is None or not on_kernels(first, *rest) or any(a is not None and a.dtype != first.dtype for a in rest):
+        return None
+    return kernels.Step(kind.gates, code, reverse)
 
 
 def _check(
@@ -247,9 +269,13 @@ def _(
         outputs, pullback = decompose(_recurrent, needs, args, static)
         return outputs, lambda cotangents: pullback(_filled(cotangents, outputs))
 
-    if not _is_uniform(*args[:3], *carry) or not isinstance(getattr(kind, "activation", tanh), Activation):
+    step = _kernel_step(kind, reverse, *args[:3], *carry) if not any(type(a) is Tracer for a in args) else None
+    if step is not None:
+        outputs, pullback = _by_kernels(needs, projected, weight, bias, mask, carry, step)
+    elif _is_uniform(*args[:3], *carry) and isinstance(getattr(kind, "activation", tanh), Activation):
+        outputs, pullback = _by_steps(needs, projected, weight, bias, mask, carry, kind, reverse)
+    else:
         return through_the_portable_form()
-    outputs, pullback = _by_steps(needs, projected, weight, bias, mask, carry, kind, reverse)
 
     def differentiable(cotangents: tuple[Array | None, ...]) -> tuple[Any, ...]:
         if any(type(part) is Tracer for part in cotangents):  # a derivative of this derivative is being taken
@@ -273,6 +299,22 @@ def _is_uniform(*arrays: Array | None) -> bool:
     if backend_of(first).name not in ("numpy", "cupy") or first.dtype not in (np.float32, np.float64):
         return False
     return all(a is None or (type(a) is type(first) and a.dtype == first.dtype) for a in arrays)
+
+
+def _by_kernels(
+    needs: tuple[bool, ...], projected: Array, weight: Array, bias: Array | None, mask: Array | None, carry: Carry,
+    step: kernels.Step,
+) -> tuple[tuple[Array, ...], Pullback]:  # fmt: skip
+    """The value and the pullback of CuPy arrays."""
+    outputs, saved = kernels.forward(projected, weight, bias, mask, carry, step, keep=True in needs)
+    wanted, parts = (needs[0], needs[1], needs[2], True in needs[4:]), len(carry)
+
+    def pullback(cotangents: tuple[Array | None, ...]) -> tuple[Any, ...]:
+        dy, *dlast = cotangents
+        dprojected, dweight, dbias, dstart = kernels.backward(dy, tuple(dlast), saved, weight, mask, step, needs=wanted)
+        return dprojected, dweight, dbias, None, *(dstart or (None,) * parts)
+
+    return outputs, pullback
 
 
 def _by_steps(

@@ -167,10 +167,10 @@ def one_hot(labels: Array, num_classes: int, dtype: Any = np.float32) -> Array:
     return backend.astype(hot, dtype)
 
 
-def require_integers(function: str, labels: Array) -> None:
-    """Raise a `DTypeError` where labels are no integers."""
+def require_integers(function: str, labels: Array, name: str = "labels") -> None:
+    """Raise a `DTypeError` where labels, called `name` there, are no integers."""
     if type(labels) is np.ndarray and labels.dtype.kind in "iu":
         return
     xp = backend_of(labels).xp
     if not hasattr(labels, "dtype") or not xp.isdtype(labels.dtype, "integral"):
-        raise DTypeError(f"{function}: expected integer labels, got {describe(labels)}; labels.astype('int64')")
+        raise DTypeError(f"{function}: expected integer {name}, got {describe(labels)}; {name}.astype('int64')")

@@ -8,6 +8,7 @@ from culux.optim.combinators import clip_value as clip_value
 from culux.optim.combinators import groups as groups
 from culux.optim.combinators import weight_decay as weight_decay
 from culux.optim.destructure import destructure as destructure
+from culux.optim.loss_scale import DynamicLossScale as DynamicLossScale
 from culux.optim.rules import Adam as Adam
 from culux.optim.rules import AdamW as AdamW
 from culux.optim.rules import Descent as Descent

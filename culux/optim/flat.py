@@ -16,6 +16,7 @@ import numpy as np
 
 from culux import tree
 from culux.backends import Array, is_array, is_float_array
+from culux.backends.dtypes import float_dtype
 from culux.backends.numpy_backend import SCALARS
 from culux.backends.registry import is_mixed, mixed_message, namespace_of
 from culux.core.fields import is_layer
@@ -28,6 +29,7 @@ __all__ = [
     "Layout",
     "Part",
     "Segment",
+    "check_dtypes",
     "check_place",
     "collect",
     "gather",
@@ -184,6 +186,25 @@ def check_place(x: Array, d: Array | None, moments: Mapping[str, Sequence[Array]
     values = [x, d, *[buffers[0] for buffers in moments.values() if buffers][:1]]
     if any(type(value) is not np.ndarray for value in values) and is_mixed(values):
         raise DeviceError(mixed_message(values, names) + "; the optimiser state too: opt = device(opt)")
+
+
+def check_dtypes(layout: Layout, arrays: Sequence[Any], moments: Mapping[str, Sequence[Array]]) -> None:
+    """Raise a `DTypeError` where parameters or moments have been converted since `optim.setup`."""
+    for part in layout.parts:
+        first, last = part.first, part.last
+        _check_dtype(part.dtype, [s.path for s in layout.segments[first:last]], arrays[first:last])
+        _check_dtype(part.compute_dtype, [], moments[part.dtype][:1])
+
+
+def _check_dtype(name: str, paths: Sequence[str], arrays: Sequence[Any]) -> None:
+    expected = float_dtype(name)
+    for i, array in enumerate(arrays):
+        dtype = getattr(array, "dtype", expected)
+        if dtype != expected and str(dtype) != name:  # the first is fast, the second also knows other libraries' dtypes
+            raise DTypeError(
+                f"{f'ps.{paths[i]}' if paths else 'the optimiser state'}: expected {name}, which optim.setup got, got "
+                f"{describe(array)}; after a conversion make the state anew: opt = culux.optim.setup(rule, ps)"
+            )
 
 
 def collect(structure: Structure, node: Any, found: list[Any]) -> bool:

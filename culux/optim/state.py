@@ -18,7 +18,18 @@ from culux.backends import Array, backend_of
 from culux.errors import LayerError, ShapeError, check_keywords, describe
 from culux.optim.buffers import Pool
 from culux.optim.combinators import check_patterns, require_match
-from culux.optim.flat import Layout, Part, check_place, collect, gather, layout_of, mismatch, rebuild, views
+from culux.optim.flat import (
+    Layout,
+    Part,
+    check_dtypes,
+    check_place,
+    collect,
+    gather,
+    layout_of,
+    mismatch,
+    rebuild,
+    views,
+)
 from culux.optim.fused import is_fused, update_fused
 from culux.optim.program import Program, program_of, run
 from culux.optim.rules import Rule
@@ -146,6 +157,7 @@ def update(opt_state: OptimizerState, ps: Any, grads: Any) -> tuple[OptimizerSta
     Raises:
         LayerError: for arguments in another order, as far as it can be seen.
         ShapeError: for gradients of another structure or shape, with the paths.
+        DTypeError: for parameters or moments that have been converted since `setup`.
         DeviceError: for arrays on several devices.
     """
     return _update(opt_state, ps, grads, in_place=False)
@@ -328,6 +340,7 @@ def _leaves(state: OptimizerState, ps: Any) -> tuple[Sequence[Any], list[Array]]
             )
     if any(array is None for array in arrays):
         raise mismatch(layout.structure, ps, "ps")
+    check_dtypes(layout, arrays, state.moments)
     return leaves, arrays
 
 

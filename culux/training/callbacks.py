@@ -159,7 +159,8 @@ class EarlyStopping(_Monitor):
 
     def _stop_if_due(self, run: Run) -> None:
         if self.waited >= self.patience:
-            run.stop(f"{self.monitor} has not improved on {self.best} for {self.waited} epochs")
+            best = "NaN" if self.best is None else f"{self.best:.4g}"
+            run.stop(f"{self.monitor} has not improved on {best} for {self.waited} epochs")
 
     def state(self) -> Mapping[str, Any]:
         """The best value, and how long it has been the best."""

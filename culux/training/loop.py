@@ -21,7 +21,7 @@ from culux.training.history import History
 from culux.training.progress import Progress
 from culux.training.run import Run
 from culux.training.state import TrainState, check_train_state
-from culux.training.steps import Objective, compute_gradients
+from culux.training.steps import Objective, compute_gradients, updated
 from culux.tree import Tree
 
 __all__ = ["fit"]
@@ -136,8 +136,7 @@ class _Loop:
         shown.start_epoch(epoch)
         for batch in on_device(self.batches, run.train_state):
             grads, run.loss, stats, ts = compute_gradients(self.objective, batch, run.train_state)
-            optimizer_state, ps = optim.update_in_place(ts.optimizer_state, ts.parameters, grads)
-            run.train_state = ts.replace(parameters=ps, optimizer_state=optimizer_state, step=ts.step + 1)
+            run.train_state = updated(ts, grads, optim.update_in_place)
             means.add({"loss": run.loss, **scalars(stats)}, batch)
             for callback in self.callbacks:
                 callback.on_step_end(run)
@@ -158,7 +157,7 @@ class _Loop:
 def _learning_rate(optimizer_state: optim.OptimizerState) -> float | None:
     """The learning rate of the last step, where the rule has one; the first, where it has several."""
     for part in optimizer_state.rule.parts():
-        rate = getattr(part.at(optimizer_state.step - 1), "learning_rate", None)
+        rate = getattr(part.at(max(optimizer_state.step - 1, 0)), "learning_rate", None)
         if rate is not None:
             return float(rate)
     return None

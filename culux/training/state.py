@@ -31,6 +31,10 @@ class TrainState:
         rule: the optimiser's rule, e.g. ``culux.optim.Adam(1e-3)``.
         optimizer_state: the rule's state; a new one if None.
         step: how many updates have been made.
+        loss_scale: for gradients in float16, a `culux.optim.DynamicLossScale`; None for none.
+
+    Raises:
+        LayerError: for a layer or a loss scale that is none.
     """
 
     layer: Layer
@@ -39,10 +43,16 @@ class TrainState:
     rule: Any
     optimizer_state: Any = None
     step: int = 0
+    loss_scale: optim.DynamicLossScale | None = None
 
     def __post_init__(self) -> None:
         if not is_layer(self.layer):
             raise LayerError(f"expected TrainState(layer, ps, st, rule), got {describe(self.layer)} for the layer")
+        if not isinstance(self.loss_scale, optim.DynamicLossScale | None):
+            raise LayerError(
+                f"expected loss_scale to be a DynamicLossScale, got {describe(self.loss_scale)};"
+                " loss_scale=culux.optim.DynamicLossScale()"
+            )
         object.__setattr__(self, "parameters", as_tree(self.parameters))
         object.__setattr__(self, "states", as_tree(self.states))
         if self.optimizer_state is None:
@@ -56,6 +66,7 @@ class TrainState:
         rule: Any,
         device: Callable[[Any], Any] | None = None,
         dtype: Any = None,
+        loss_scale: optim.DynamicLossScale | None = None,
     ) -> TrainState:
         """The train state of a new model: `culux.setup`, then `culux.optim.setup`.
 
@@ -65,9 +76,10 @@ class TrainState:
             rule: the optimiser's rule.
             device: where the arrays go, e.g. ``culux.gpu_device()``.
             dtype: the dtype of the floats; each layer's own (float32) if None.
+            loss_scale: for gradients in float16, ``culux.optim.DynamicLossScale()``.
         """
         ps, st = setup(rng, layer, device=device, dtype=dtype)
-        return cls(layer, ps, st, rule)
+        return cls(layer, ps, st, rule, loss_scale=loss_scale)
 
     def replace(self, **fields: Any) -> TrainState:
         """The same train state with some fields replaced."""
@@ -79,7 +91,7 @@ class TrainState:
         return new
 
     def __tree_flatten__(self) -> tuple[Mapping[str, Any], Any]:
-        names = ("parameters", "states", "optimizer_state", "step")
+        names = ("parameters", "states", "optimizer_state", "step", "loss_scale")
         return {name: getattr(self, name) for name in names}, (self.layer, self.rule)
 
     @classmethod

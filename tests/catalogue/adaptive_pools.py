@@ -62,6 +62,10 @@ FUNCTIONS = [
         "culux.nn.lppool", lambda x: nn.lppool(x, 2, p=2.5), [uniform(0.1, 2, 2, 2, 7)], label="fraction", **ROUGH,
         torch=lambda t, x: t.nn.functional.lp_pool1d(x, 2.5, 2),
     ),
+    Case(
+        "culux.nn.lppool", lambda x: nn.lppool(x, 2, stride=1, dilation=3), [normal(2, 2, 7)], label="dilated", **ROUGH,
+        reference=lambda x: (x[:, :, :4] ** 2 + x[:, :, 3:] ** 2) ** 0.5,
+    ),
 ]  # fmt: skip
 
 LAYERS = [
@@ -96,5 +100,9 @@ LAYERS = [
     LayerCase(
         "culux.layers.LPPool", L.LPPool(2, p=1, padding=1), [normal(2, 3, 6)], label="sum-padding",
         torch=lambda t, ps, x: 2 * t.nn.functional.avg_pool1d(x, 2, padding=1),
+    ),
+    LayerCase(
+        "culux.layers.LPPool", L.LPPool(2, p=4, stride=1, dilation=2), [normal(1, 2, 6)], label="dilated", **ROUGH,
+        reference=lambda ps, st, x: (x[:, :, :4] ** 4 + x[:, :, 2:] ** 4) ** 0.25,
     ),
 ]  # fmt: skip

@@ -33,9 +33,6 @@ from culux.backends import backend_of, is_float_array
 Maker = Callable[[np.random.Generator], np.ndarray]
 """Makes one input. Float inputs are made in float64 and cast to each dtype; integers and booleans stay."""
 
-# What two right computations may differ by, relative and absolute, before a case's own factor.
-TOLERANCE = {"float16": 1e-2, "float32": 2e-5, "float64": 1e-10}
-
 
 @dataclass(frozen=True)
 class Case:
@@ -89,6 +86,11 @@ class Case:
         rng = np.random.default_rng(seed)
         made = [np.asarray(make(rng)) for make in self.inputs]
         return [x.astype(dtype) if x.dtype.kind == "f" else x for x in made]
+
+    @property
+    def widest(self) -> str:
+        """The dtype in which it is compared with torch."""
+        return "float64" if "float64" in self.dtypes else self.dtypes[-1]
 
     def positions(self) -> tuple[int, ...]:
         """The inputs with a gradient."""
@@ -239,6 +241,16 @@ class InitCase:
 
     def __str__(self) -> str:
         return f"{self.name}-{self.label}" if self.label else self.name
+
+
+SHAPES = culux.Tree(a=(3, 4), b=culux.Tree(c=(5,), d=(1,)))
+
+
+def random_tree(rng: np.random.Generator, dtype: str = "float64") -> culux.Tree:
+    """Parameters, or gradients, for an optimiser's rule."""
+    return culux.tree.map(
+        lambda shape: rng.standard_normal(shape).astype(dtype), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
+    )
 
 
 def normal(*shape: int, scale: float = 1.0) -> Maker:

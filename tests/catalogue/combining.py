@@ -42,6 +42,25 @@ def injected(torch, ps, x):
     return y
 
 
+def shared(torch, ps, x):
+    x = torch.tanh(affine(torch, ps, x, "layer_1"))
+    x = torch.nn.functional.linear(x, ps["layer_1.weight"], ps["layer_2.bias"])
+    return torch.tanh(affine(torch, ps, x, "layer_1"))
+
+
+def in_half(torch, ps, x):
+    """A Dense layer, batch statistics in float32, and another one, with every cast written out."""
+    half = {path: leaf.half() for path, leaf in ps.items()}
+    y = torch.tanh(affine(torch, half, x.half(), "layer_1")).float()
+    y = (y - y.mean(0)) / torch.sqrt(y.var(0, unbiased=False) + 1e-5)
+    y = (y * half["layer_2.scale"].float() + half["layer_2.bias"].float()).half()
+    return affine(torch, half, y, "layer_3").to(x.dtype)
+
+
+def in_bfloat16(torch, ps, x):
+    return torch.nn.functional.linear(*[a.bfloat16() for a in (x, ps["weight"], ps["bias"])]).to(x.dtype)
+
+
 FUNCTIONS = [
     Case(
         "culux.nn.bilinear", nn.bilinear, [normal(5, 3), normal(5, 4), normal(2, 3, 4), normal(2)], **ROUGH,
@@ -95,5 +114,37 @@ LAYERS = [
         "culux.layers.AlternatePrecision", L.AlternatePrecision("float64", L.Dense(3, 5)), [normal(7, 3)], **ROUGH,
         parameters={"weight": (5, 3), "bias": (5,)},
         reference=lambda ps, st, x: x.astype(np.float64) @ ps.weight.T + ps.bias,
+    ),
+    LayerCase(
+        "culux.layers.Frozen", L.Frozen(L.Parallel(None, L.Dense(3, 2), L.Dense(3, 4)), ("layer_1.*", "*.bias")),
+        [normal(7, 3)], parameters={"layer_2.weight": (4, 3)}, **ROUGH,
+        states=("frozen.layer_1.weight", "frozen.layer_1.bias", "frozen.layer_2.bias"),
+        reference=lambda ps, st, x: (
+            x @ st.frozen.layer_1.weight.T + st.frozen.layer_1.bias, x @ ps.layer_2.weight.T + st.frozen.layer_2.bias
+        ),
+    ),
+    LayerCase(
+        "culux.layers.Shared",
+        L.Shared(L.Chain(L.Dense(3, 3, nn.tanh), L.Dense(3, 3), L.Dense(3, 3, nn.tanh)),
+                 {"layer_3": "layer_1", "layer_2.weight": "layer_1.weight"}),
+        [normal(7, 3)], parameters={"layer_1.weight": (3, 3), "layer_1.bias": (3,), "layer_2.bias": (3,)}, torch=shared,
+        **ROUGH,
+    ),
+    LayerCase(
+        "culux.layers.with_precision", L.with_precision(L.Dense(3, 5), "float64"), [normal(7, 3)], label="float64",
+        parameters={"weight": (5, 3), "bias": (5,)}, **ROUGH,
+        torch=lambda t, ps, x: t.nn.functional.linear(*[a.double() for a in (x, *ps.values())]).to(x.dtype),
+        reference=lambda ps, st, x: x @ ps.weight.T + ps.bias,
+    ),
+    LayerCase(
+        "culux.layers.with_precision", L.with_precision(L.Dense(3, 5)), [normal(7, 3)], label="bfloat16",
+        parameters={"weight": (5, 3), "bias": (5,)}, torch=in_bfloat16, dtypes=("float16", "float32"), tolerance=1e3,
+    ),
+    LayerCase(
+        "culux.layers.with_precision",
+        L.with_precision(L.Chain(L.Dense(3, 4, nn.tanh), L.BatchNorm(4), L.Dense(4, 2)), "float16"), [normal(7, 3)],
+        parameters={**entries(layer_1=(3, 4), layer_3=(4, 2)), "layer_2.scale": (4,), "layer_2.bias": (4,)},
+        states=("layer_2.running_mean", "layer_2.running_var", "layer_2.training"), label="float16", torch=in_half,
+        dtypes=("float16", "float32"), tolerance=500.0,
     ),
 ]  # fmt: skip

@@ -8,10 +8,23 @@ import numpy as np
 
 from culux import layers as L
 from culux.nn import gelu, tanh
-from tests.catalogue import adaptive_pools, combining, conv, dropouts, group_norms, recurrent, resampling
+from tests.catalogue import (
+    adaptive_pools,
+    attention,
+    combining,
+    conv,
+    dropouts,
+    group_norms,
+    options,
+    recurrent,
+    resampling,
+)
 from tests.catalogue.case import LayerCase, apart, integers, normal
 
-WITHOUT_ENTRY: dict[str, str] = {}
+WITHOUT_ENTRY: dict[str, str] = {
+    "freeze": "returns a Frozen; see test_parts_of_models.py",
+    "unfreeze": "returns what was frozen; see test_parts_of_models.py",
+}
 
 
 def dense(torch, ps, x):
@@ -198,12 +211,20 @@ EMBEDDING_AND_POOLING = [
         torch=lambda t, ps, x: t.nn.functional.max_pool1d(x, 2),
     ),
     LayerCase(
+        "culux.layers.MaxPool", L.MaxPool(2, stride=1, padding=1, dilation=(2, 3)), [apart(1, 2, 5, 6)],
+        label="dilated", torch=lambda t, ps, x: t.nn.functional.max_pool2d(x, 2, 1, 1, (2, 3)),
+    ),
+    LayerCase(
         "culux.layers.MeanPool", L.MeanPool(3, stride=2, padding=1), [normal(2, 3, 6, 5)],
         torch=lambda t, ps, x: t.nn.functional.avg_pool2d(x, 3, 2, 1),
     ),
     LayerCase(
         "culux.layers.MeanPool", L.MeanPool(3, stride=1, padding="same"), [normal(2, 1, 6)], label="same",
         torch=lambda t, ps, x: t.nn.functional.avg_pool1d(x, 3, 1, 1),
+    ),
+    LayerCase(
+        "culux.layers.MeanPool", L.MeanPool(2, stride=1, dilation=3), [normal(2, 3, 7)], label="dilated",
+        reference=lambda ps, st, x: (x[:, :, :4] + x[:, :, 3:]) / 2,
     ),
 ]  # fmt: skip
 
@@ -219,4 +240,6 @@ CASES = [
     *resampling.LAYERS,
     *dropouts.LAYERS,
     *combining.LAYERS,
+    *attention.LAYERS,
+    *options.LAYERS,
 ]

@@ -8,7 +8,17 @@ import numpy as np
 
 import culux
 from culux import nn
-from tests.catalogue import adaptive_pools, combining, conv, dropouts, group_norms, recurrent, resampling
+from tests.catalogue import (
+    adaptive_pools,
+    attention,
+    combining,
+    conv,
+    dropouts,
+    group_norms,
+    options,
+    recurrent,
+    resampling,
+)
 from tests.catalogue.case import Case, apart, fixed, integers, nonzero, normal, uniform
 
 WITHOUT_ENTRY = {
@@ -282,6 +292,17 @@ POOLING = [
         ("one-axis", (2, 2, 9), {"window": 3, "stride": 1}),
         ("three-axes", (1, 2, 4, 3, 5), {"window": 2, "stride": (2, 1, 3)}),
     )
+] + [
+    pool_case("dilated", "max", (1, 2, 7, 8), window=(3, 2), stride=2, padding=1, dilation=(2, 3)),
+    Case(
+        "culux.nn.meanpool",
+        lambda x: nn.meanpool(x, (3, 2), stride=(2, 1), dilation=(2, 3)),
+        [normal(2, 2, 7, 6)],
+        reference=lambda x: (
+            sum(x[:, :, 2 * i : 2 * i + 3 : 2, 3 * j : 3 * j + 3] for i in range(3) for j in (0, 1)) / 6
+        ),
+        label="dilated",
+    ),
 ]
 
 CASES = [
@@ -301,4 +322,6 @@ CASES = [
     *resampling.FUNCTIONS,
     *dropouts.FUNCTIONS,
     *combining.FUNCTIONS,
+    *attention.FUNCTIONS,
+    *options.FUNCTIONS,
 ]

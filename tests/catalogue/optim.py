@@ -148,6 +148,7 @@ class Steps:
 CASES += optim_adaptive.CASES
 
 WITHOUT_ENTRY = {
+    "DynamicLossScale": "a factor on the loss, no rule; tests/test_loss_scale.py has torch's",
     "OptimizerState": "made by setup and moved on by update, which every entry runs; tests/test_optim_state.py",
     "Rule": "the base of the rules; tests/test_optim_rules.py has a user's rule",
     "adjust": "a function of the state; tests/test_optim_state.py",

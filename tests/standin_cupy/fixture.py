@@ -31,6 +31,7 @@ def standin_cupy(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delenv("CULUX_DEVICE", raising=False)
     monkeypatch.setenv("CULUX_CUBLASLT", "0")  # a real one would take host addresses for the GPU's
+    monkeypatch.setenv("CULUX_CUDNN", "0")  # so would a real one of this
     monkeypatch.setenv("CULUX_AUTOTUNE", "0")  # timing means nothing here
     real = registry._backends.pop("cupy", None)
     forget_types()

@@ -306,9 +306,13 @@ class Memory:
         self.last_write = None
         self.last_reads = {}
 
-    def is_overrun(self):
-        """Whether somebody wrote into the rest of the block."""
-        return bool((self.root[self.asked :] != POISON).any())
+    def poison_behind(self, end):
+        """Fill the rest of the block, behind what was asked for."""
+        self.root[end:] = POISON
+
+    def is_overrun(self, end):
+        """Whether somebody wrote into the rest of the block since."""
+        return bool((self.root[end:] != POISON).any())
 
     def use_on(self, stream, writing):
         """Check that a stream may read or write the memory now, and note that it does."""

@@ -1,0 +1,1 @@
+"""Random architectures: culux layers, each with its twin in torch's functional form."""
