@@ -51,11 +51,13 @@ kernels: install-test
 		$(wildcard tests/test_kernel_*.py tests/test_cuda_*.py tests/test_nvrtc.py) $(PYTEST_ARGS)
 	$(PY) -m tests.kernel_table build/kernels
 
-# The sanitizers' builds and the compile gate run kernels, not lines of Python.
+# The sanitizers' builds and the compile gate run kernels, not lines of Python; of the catalogue one suite has a GPU.
 coverage: install-test
 	$(PY) -m coverage run --source=culux/backends,culux/kernels -m pytest -q -p no:benchmark -m "not slow" \
+		-k "test_cupy_against_numpy or not test_catalogue" \
 		$(filter-out %_gate.py,$(wildcard tests/test_kernel_*.py)) tests/test_catalogue.py tests/test_cublaslt.py \
-		$(wildcard tests/test_cudnn*.py) tests/test_gemm.py tests/test_backends.py tests/test_cupy_backend.py tests/test_device*.py tests/test_tuning*.py \
+		$(wildcard tests/test_cudnn*.py) tests/test_gemm.py tests/test_backends.py tests/test_cupy_backend.py \
+		$(wildcard tests/test_device*.py tests/test_tuning*.py) \
 		tests/test_precision.py tests/test_random.py tests/test_cost.py tests/test_optim_gpu.py tests/test_main.py
 	$(PY) -m coverage report --show-missing --skip-covered --fail-under=95
 

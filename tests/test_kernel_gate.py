@@ -28,8 +28,8 @@ def compiled(family, select=lambda label: True, architectures=nvrtc.ARCHITECTURE
 
 
 @pytest.mark.parametrize("family", families())
-def test_every_kernel_compiles_for_every_architecture_without_spills(family):
-    compiled(family, lambda label: "float32" in label.split()[1])
+def test_every_kernel_compiles_for_the_oldest_and_the_newest_without_spills(family):
+    compiled(family, lambda label: "float32" in label.split()[1], ("75", "90", "120"))
 
 
 @pytest.mark.parametrize("family", families())
