@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from culux.errors import DTypeError
 
-__all__ = ["float_dtype"]
+__all__ = ["dtype_named", "float_dtype"]
 
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 
@@ -28,3 +29,9 @@ def float_dtype(dtype: Any) -> np.dtype[Any]:
     if found.name not in _FLOATS:
         raise DTypeError(f"expected one of {', '.join(_FLOATS)}, got {found.name}: only floats are converted")
     return found
+
+
+@functools.cache
+def dtype_named(name: str) -> np.dtype[Any]:
+    """`float_dtype` of a name, looked up once: for what is asked at every call."""
+    return float_dtype(name)

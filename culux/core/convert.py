@@ -1,4 +1,4 @@
-"""Leaves in another float dtype."""
+"""Leaves and trees in another float dtype."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from culux import tree
 from culux.backends.registry import backend_of, is_array, is_float_array
 from culux.core.fields import untraced
 
-__all__ = ["convert"]
+__all__ = ["convert", "converted"]
 
 
 def convert(leaf: Any, dtype: np.dtype[Any]) -> Any:
@@ -20,6 +21,11 @@ def convert(leaf: Any, dtype: np.dtype[Any]) -> Any:
     if is_array(leaf):
         return backend_of(leaf).astype(leaf, dtype)
     return leaf if leaf.dtype == dtype else leaf.astype(dtype)
+
+
+def converted(values: Any, dtype: np.dtype[Any]) -> Any:
+    """A tree with every leaf through `convert`."""
+    return tree.map(lambda leaf: convert(leaf, dtype), values)
 
 
 def _is_float_scalar(value: Any) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from culux import tree
 from culux.backends.dtypes import float_dtype
-from culux.core.convert import convert
+from culux.core.convert import converted
 from culux.core.fields import is_layer
 from culux.core.layer import Layer
 from culux.core.summary import count
@@ -53,7 +53,7 @@ def setup(
     ps, st = _layer(layer)._gather(generator, "initial_parameters"), layer._gather(generator, "initial_states")
     if dtype is not None:
         wanted = float_dtype(dtype)
-        ps, st = _convert(ps, wanted), _convert(st, wanted)
+        ps, st = converted(ps, wanted), converted(st, wanted)
     if device is None:
         return ps, st
     if not callable(device):
@@ -203,8 +203,3 @@ def _generator(rng: Any, layer: Any) -> np.random.Generator:
         f"expected rng to be a numpy.random.Generator or an int, got {describe(rng)}{swapped}: "
         "culux.setup(np.random.default_rng(0), layer)"
     )
-
-
-def _convert(entries: Tree, dtype: np.dtype[Any]) -> Tree:
-    converted: Tree = tree.map(lambda leaf: convert(leaf, dtype), entries)
-    return converted

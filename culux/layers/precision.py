@@ -8,9 +8,9 @@ import numpy as np
 
 from culux import tree
 from culux.backends import is_float_array
-from culux.backends.dtypes import float_dtype
+from culux.backends.dtypes import dtype_named, float_dtype
 from culux.core import Layer, WrapperLayer
-from culux.core.convert import convert
+from culux.core.convert import convert, converted
 from culux.core.fields import untraced
 from culux.layers.containers import as_layer
 from culux.tree import Tree
@@ -56,20 +56,16 @@ class with_precision(WrapperLayer):
 
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """Convert, run, and convert back."""
-        compute, output = float_dtype(self.compute), self._output_dtype(x, ps)
-        y, new = self.layer(_converted(x, compute), _converted(ps, compute), st)
-        return _converted(y, output), new if new is st else _as_before(new, st)
+        compute, output = dtype_named(self.compute), self._output_dtype(x, ps)
+        y, new = self.layer(converted(x, compute), converted(ps, compute), st)
+        return converted(y, output), new if new is st else _as_before(new, st)
 
     def _output_dtype(self, x: Any, ps: Any) -> np.dtype[Any]:
         if self.output is None:
             for leaf in (*tree.leaves(ps), *tree.leaves(x)):
                 if is_float_array(untraced(leaf)):
                     return leaf.dtype  # type: ignore[no-any-return]  # arrays are Any
-        return float_dtype(self.output or self.compute)
-
-
-def _converted(values: Any, dtype: np.dtype[Any]) -> Any:
-    return tree.map(lambda leaf: convert(leaf, dtype), values)
+        return dtype_named(self.output or self.compute)
 
 
 def _as_before(new: Tree, st: Tree) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from culux import tree
 from culux.backends import Array, is_array, is_float_array
-from culux.backends.dtypes import float_dtype
+from culux.backends.dtypes import dtype_named
 from culux.backends.numpy_backend import SCALARS
 from culux.backends.registry import is_mixed, mixed_message, namespace_of
 from culux.core.fields import is_layer
@@ -192,18 +192,19 @@ def check_dtypes(layout: Layout, arrays: Sequence[Any], moments: Mapping[str, Se
     """Raise a `DTypeError` where parameters or moments have been converted since `optim.setup`."""
     for part in layout.parts:
         first, last = part.first, part.last
-        _check_dtype(part.dtype, [s.path for s in layout.segments[first:last]], arrays[first:last])
-        _check_dtype(part.compute_dtype, [], moments[part.dtype][:1])
+        _check_dtype(part.dtype, layout.segments[first:last], arrays[first:last])
+        _check_dtype(part.compute_dtype, (), moments[part.dtype][:1])
 
 
-def _check_dtype(name: str, paths: Sequence[str], arrays: Sequence[Any]) -> None:
-    expected = float_dtype(name)
+def _check_dtype(name: str, segments: Sequence[Segment], arrays: Sequence[Any]) -> None:
+    expected = dtype_named(name)
     for i, array in enumerate(arrays):
         dtype = getattr(array, "dtype", expected)
         if dtype != expected and str(dtype) != name:  # the first is fast, the second also knows other libraries' dtypes
+            place = f"ps.{segments[i].path}" if segments else "the optimiser state"
             raise DTypeError(
-                f"{f'ps.{paths[i]}' if paths else 'the optimiser state'}: expected {name}, which optim.setup got, got "
-                f"{describe(array)}; after a conversion make the state anew: opt = culux.optim.setup(rule, ps)"
+                f"{place}: expected {name}, which optim.setup got, got {describe(array)}; after a conversion "
+                "make the state anew: opt = culux.optim.setup(rule, ps)"
             )
 
 

@@ -14,7 +14,7 @@ from culux import tree
 from culux.autodiff import value_and_gradient
 from culux.backends import get_backend, installed, is_array, is_float_array
 from culux.core import Layer, output_shape, setup, test_mode, train_mode
-from culux.core.convert import convert
+from culux.core.convert import convert, converted
 from culux.devices import Device, get_device, gpu_device, to_numpy
 from culux.errors import LayerError, describe
 from culux.testing.compare import TOLERANCE, checked_dtypes, is_float, mismatches
@@ -322,7 +322,7 @@ def _check_reference(case: _Case, reference: Callable[..., Any] | None) -> None:
     with case.checks(case.named("reference"), "see which of the two computes what the layer should") as wrong:
         for dtype in case.dtypes:
             y, _ = case.called(case.given(dtype))
-            wide = tree.map(lambda leaf: convert(leaf, np.dtype("float64")), case.given(dtype))
+            wide = converted(case.given(dtype), np.dtype("float64"))
             expected = reference(wide.x, wide.ps, wide.st)
             for line in mismatches(Tree(y=y), Tree(y=expected), case.tolerance * TOLERANCE[dtype.name]):
                 wrong(f"{line} (in {dtype})")
