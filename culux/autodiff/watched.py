@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -34,9 +35,13 @@ class TracingWatcher(Watcher):
             return super().call(function, layer, x, ps, st)
         try:
             with self.open() as trace:
-                lift = lambda leaf: trace.lift(leaf) if is_float_array(leaf) else leaf  # noqa: E731
-                result = super().call(function, layer, *(tree.map(lift, value) for value in (x, ps, st)))
+                lifted = (tree.map(functools.partial(_lifted, trace), value) for value in (x, ps, st))
+                result = super().call(function, layer, *lifted)
             return tree.map(trace.lower, result)
         except Exception as error:
             self.failed(error)
             return super().call(function, layer, x, ps, st)
+
+
+def _lifted(trace: Any, leaf: Any) -> Any:
+    return trace.lift(leaf) if is_float_array(leaf) else leaf
