@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import threading
 import tracemalloc
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 import culux
 from culux import nn
 from culux.errors import DTypeError, LayerError, ShapeError
-from culux.nn import conv_numpy
+from culux.nn import conv_columns, conv_numpy
+from culux.nn.conv_taps import Taps
 from tests.support import requires
 
 
@@ -78,8 +81,8 @@ def test_dtypes(name, dtype, tolerance):
 @pytest.mark.parametrize(("short", "product"), [(0, 10**6), (16, 1500), (2, 200)])
 def test_blocks_of_every_size_give_the_same(monkeypatch, limit, stride, short, product):
     """From one row of columns at a time to those of a whole batch, images or rows innermost, in shorter products."""
-    monkeypatch.setattr(conv_numpy, "_BYTES", (limit, limit, limit))
-    monkeypatch.setattr(conv_numpy, "_SHORT", short)
+    monkeypatch.setattr(conv_columns, "_BYTES", (limit, limit, limit))
+    monkeypatch.setattr(conv_columns, "_SHORT", short)
     monkeypatch.setattr(conv_numpy, "_PRODUCT", product)
     for name in ("_COLUMNS", "_TERMS"):
         monkeypatch.setattr(conv_numpy, name, 1)
@@ -88,6 +91,55 @@ def test_blocks_of_every_size_give_the_same(monkeypatch, limit, stride, short, p
         found, expected = sides("conv", (x, weight, bias), None, stride=stride, padding=padding, groups=2)
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.fixture
+def three_threads(monkeypatch):
+    monkeypatch.setattr(conv_numpy, "_THREAD", 1)
+    with threadpoolctl.threadpool_limits(3, "blas"):
+        yield
+
+
+def backward(arrays, name, **options):
+    y, pullback = culux.vjp(functools.partial(getattr(nn, name), **options), *arrays)
+    return y, *pullback(sample(y.shape, seed=7).astype(y.dtype))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("name", ["conv", "conv_transpose"])
+@pytest.mark.parametrize("limit", [1, 900, 20000])
+def test_threads_give_the_same(monkeypatch, request, axes, name, limit):
+    """The same bits however often, and whatever thread is faster; to rounding what one thread gives."""
+    monkeypatch.setattr(conv_columns, "_BYTES", (limit, limit, limit))
+    arrays = operands(axes, 12, 2, transposed=name == "conv_transpose", dtype="float32")
+    alone = backward(arrays, name, padding=1, groups=2)
+    request.getfixturevalue("three_threads")
+    shared = backward(arrays, name, padding=1, groups=2)
+    for one, other in zip(shared, alone, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    for _ in range(5):
+        for one, other in zip(backward(arrays, name, padding=1, groups=2), shared, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_share_the_blocks(monkeypatch):
+    x, weight, bias = sample((9, 4, 12, 12)), sample((6, 4, 3, 3), seed=1), sample(6)
+    taps = Taps((12, 12), (3, 3), (1, 1), (1, 1), (0, 0), (10, 10), 1)
+    monkeypatch.setattr(conv_columns, "_BYTES", (1000, 1000, 1000))
+    whole, threads, together = conv_columns.Columns.of, set(), threading.Barrier(3, timeout=60)
+
+    def of(columns, block):
+        if threading.get_ident() not in threads:
+            threads.add(threading.get_ident())
+            together.wait()  # all three have a block at once
+        return whole(columns, block)
+
+    monkeypatch.setattr(conv_columns.Columns, "of", of)
+    for call in (lambda: nn.conv(x, weight, bias), lambda: conv_numpy.weight_gradient(x, x[:, :, 1:-1, 1:-1], taps)):
+        threads.clear()
+        call()
+        assert len(threads) == 3
 
 
 def test_arrays_in_any_order_of_memory():
@@ -183,33 +235,51 @@ def test_only_what_is_wanted_is_computed(monkeypatch, name, wanted):
 
 
 @pytest.mark.parametrize(
-    ("batch", "channels", "options"),
+    ("batch", "channels", "size", "options"),
     [
-        (16, 4, {}),
-        (16, 32, {}),
-        (2, 32, {}),
-        (16, 16, {"stride": 2}),
-        (2, 16, {"dilation": 5}),
-        (64, 4, {"dilation": (1, 9)}),
-        (2, 32, {"groups": 32}),
+        (16, 4, 64, {}),
+        (16, 32, 64, {}),
+        (2, 32, 64, {}),
+        (16, 16, 64, {"stride": 2}),
+        (2, 16, 64, {"dilation": 5}),
+        (64, 4, 64, {"dilation": (1, 9)}),
+        (2, 32, 64, {"groups": 32}),
+        (16, 64, 16, {}),  # room for three sums
+        (8, 64, 16, {}),  # and for one
+        (16, 128, 8, {"stride": 2}),  # the weight is the largest
     ],
 )
-def test_the_memory_of_a_backward_is_bounded(batch, channels, options):
-    x = sample((batch, channels, 64, 64), "float32")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_memory_of_a_backward_is_bounded(request, batch, channels, size, options, threads):
+    if threads > 1:
+        request.getfixturevalue("three_threads")
+    x = sample((batch, channels, size, size), "float32")
     weight = sample((channels, channels // options.get("groups", 1), 3, 3), "float32", 1)
     y, pullback = culux.vjp(lambda x, w: nn.conv(x, w, padding=1, **options), x, weight)
     dy = np.ones_like(y)
     tracemalloc.start()
     try:
         pullback(dy)
-        assert tracemalloc.get_traced_memory()[1] <= 3 * max(x.nbytes, y.nbytes)
+        assert tracemalloc.get_traced_memory()[1] <= 3 * max(x.nbytes, y.nbytes, weight.nbytes)
     finally:
         tracemalloc.stop()
 
 
+def test_columns_of_a_larger_block_after_those_of_a_smaller_one():
+    """As a thread meets them that is given the last block of some rows first."""
+    x, taps = sample((5, 2, 6, 6)), Taps((6, 6), (3, 3), (1, 1), (1, 1), (1, 1), (6, 6), 1)
+    columns = conv_columns.Columns(x, conv_columns.of_rows, conv_columns.Scratch())
+    part = slice(None), slice(None)
+    for images in (slice(4, 5), slice(0, 4), slice(3, 5), slice(4, 5)):
+        found = columns.of(conv_columns.Block(images, part, taps, images_last=False))
+        room = np.pad(x[images], [(0, 0), (0, 0), (1, 1), (1, 1)])
+        windows = np.lib.stride_tricks.sliding_window_view(room, (3, 3), (2, 3))  # image, channel, row, column, taps
+        np.testing.assert_array_equal(found, windows.transpose(2, 4, 1, 5, 0, 3).reshape(1, 6, 18, -1))
+
+
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_windows_stay_in_their_memory(monkeypatch, axes):
-    whole, seen = conv_numpy.as_strided, []
+    whole, seen = conv_columns.as_strided, []
 
     def checked(room, *args, **options):
         view, memory = whole(room, *args, **options), room
@@ -221,7 +291,7 @@ def test_windows_stay_in_their_memory(monkeypatch, axes):
         seen.append(view.shape)
         return view
 
-    monkeypatch.setattr(conv_numpy, "as_strided", checked)
+    monkeypatch.setattr(conv_columns, "as_strided", checked)
     for stride, dilation, padding in itertools.product((1, 2), (1, 2), (0, 1, 3)):
         x, weight, _ = operands(axes, 16, 1)
         y, pullback = culux.vjp(

@@ -1,50 +1,28 @@
-"""Convolution by NumPy: a product for every row of outputs, with columns in blocks that fit a cache.
-
-A column holds the elements that an output reads, those of one row of the input after those of the row before. The
-columns of all rows of outputs then lie in one run of memory, and those of the next row of outputs start a stride later:
-nothing is copied for the taps of the first axis, 3 elements instead of 9 for a 3x3 kernel.
-Source: Cho and Brand, "MEC: Memory-efficient Convolution for Deep Neural Network", ICML 2017.
-"""
+"""Convolution by NumPy: products of weights and columns, in blocks that threads share."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from culux.backends import Array
+from culux.backends.threads import for_each
+from culux.nn.conv_columns import COLUMNS, Block, Columns, Scratch, apart, blocks, of_rows, of_taps
 from culux.nn.conv_taps import Taps
 
 __all__ = ["correlate", "spread", "weight_gradient"]
 
-_BYTES = (2**18, 2**20, 2**22)  # of a block, at most: beside small operands, of several images, of one
+_THREAD = 10**8  # multiplications that are worth a thread
+_SUM = 10**4  # elements of a sum from which on it is added to tap by tap
+_PARTS = 4  # of a sum, for each thread, so that a slow one takes fewer
 _PRODUCT = 10**6  # multiplications of one product, at most, where that leaves as many columns, terms or filters:
-_COLUMNS, _TERMS, _FILTERS = 64, 512, 8
-_SHORT = 16  # the length of rows up to which images are innermost where that gives runs twice as long
+_COLUMNS, _TERMS, _FILTERS = COLUMNS, 512, 8
 
-_Axis = tuple[int, int]  # its length, and the bytes between its elements
 _Phase = tuple[slice, slice, int, int, int]  # elements of an axis, their taps, and dilation, before, out of `Taps`
-
-
-class _Block(NamedTuple):
-    """A part of a convolution.
-
-    Attributes:
-        images: which images.
-        part: which of their outputs.
-        taps: the taps of those outputs.
-        images_last: whether the images are innermost among the columns: many short rows would take long to copy.
-    """
-
-    images: slice
-    part: tuple[slice, ...]
-    taps: Taps
-    images_last: bool
 
 
 def correlate(x: np.ndarray, weight: np.ndarray, taps: Taps, bias: np.ndarray | None = None) -> Array:
@@ -62,7 +40,8 @@ def correlate(x: np.ndarray, weight: np.ndarray, taps: Taps, bias: np.ndarray | 
     if len(taps.kernel) == 1:
         return correlate(x[:, :, None], weight[:, :, None], _in_a_plane(taps), bias)[:, :, 0]
     groups, filters = taps.groups, len(weight) // taps.groups
-    y: Array = np.empty((len(x), groups, filters, *taps.out), np.result_type(x, weight))
+    result: Array = np.empty((len(x), len(weight), *taps.out), np.result_type(x, weight))
+    y = result.reshape(len(x), groups, filters, *taps.out)
     factors = np.ascontiguousarray(weight.swapaxes(1, 2)).reshape(groups, 1, filters, -1)
     if _is_pointwise(taps):
         places = math.prod(taps.out)
@@ -70,19 +49,30 @@ def correlate(x: np.ndarray, weight: np.ndarray, taps: Taps, bias: np.ndarray | 
         np.matmul(factors[:, 0], grouped, out=y.reshape(len(x), groups, filters, places))
         if bias is not None:
             y += bias.reshape(groups, filters, *[1] * len(taps.out))
-        return y.reshape(len(x), len(weight), *taps.out)
-    scratch = _Scratch()
-    for block in _blocks(x, y, taps, math.prod(taps.out[1:])):
-        columns = _columns_of_rows(x[block.images], block, scratch)
-        length = columns.shape[3]
-        products = scratch.take("products", (groups, block.taps.out[0], filters, length), y.dtype)
-        for span in _spans(length, factors[0].size, _COLUMNS):
-            for rows in _spans(filters, factors.shape[3] * (span.stop - span.start), _FILTERS):
-                np.matmul(factors[:, :, rows], columns[..., span], out=products[:, :, rows, span])
-        if bias is not None:
-            products += bias.reshape(groups, 1, filters, 1)
-        y[block.images, ..., *block.part] = _apart(products, block).swapaxes(2, 3)
-    return y.reshape(len(x), len(weight), *taps.out)
+        return result
+
+    def worker() -> Callable[[Block], None]:
+        scratch = Scratch()
+        columns_of = Columns(x, of_rows, scratch).of
+
+        def multiply(block: Block) -> None:
+            columns, own = columns_of(block), y[block.images, ..., *block.part]
+            shape = (groups, filters, columns.shape[1], columns.shape[3])
+            if len(own) == 1:  # the products of one image are written where they belong
+                products = own.reshape(shape).swapaxes(1, 2)
+            else:
+                products = scratch.take("products", (groups, shape[2], filters, shape[3]), y.dtype)
+            _multiply(factors, columns, products)
+            if bias is not None:
+                products += bias.reshape(groups, 1, filters, 1)
+            if len(own) > 1:
+                own[...] = apart(products, block).swapaxes(2, 3)
+
+        return multiply
+
+    parts = functools.partial(blocks, x, y, taps, math.prod(taps.out[1:]))
+    for_each(parts, worker, y.size * factors.shape[3] // _THREAD)
+    return result
 
 
 def weight_gradient(x: np.ndarray, dy: np.ndarray, taps: Taps) -> Array:
@@ -99,21 +89,39 @@ def weight_gradient(x: np.ndarray, dy: np.ndarray, taps: Taps) -> Array:
     if len(taps.kernel) == 1:
         return weight_gradient(x[:, :, None], dy[:, :, None], _in_a_plane(taps))[:, :, 0]
     groups, filters, width = taps.groups, dy.shape[1] // taps.groups, x.shape[1] // taps.groups
+    grouped: Array = dy.reshape(len(dy), groups, filters, *taps.out)
     first, *others = taps.kernel
     # Transposed: BLAS takes up to a third less time with the longer factor first.
-    total: Array = np.zeros((groups, first, width * math.prod(others), filters), np.result_type(x, dy))
-    grouped: Array = dy.reshape(len(dy), groups, filters, *taps.out)
-    scratch = _Scratch()
-    for block in _blocks(x, grouped, taps, math.prod(taps.out)):
-        columns, rows = _columns_of_taps(x[block.images], block, scratch), block.taps.out[0]
-        length = columns.shape[3]
-        outputs = scratch.take("outputs", (groups, filters, rows, length // rows), dy.dtype)
-        _apart(outputs, block)[...] = grouped[block.images, ..., *block.part]
-        factors = outputs.reshape(groups, 1, filters, length).swapaxes(2, 3)
-        for span in _spans(length, total[0, 0].size, _TERMS):
-            total += (columns[..., span] @ factors[:, :, span]).reshape(total.shape)
-    apart = total.reshape(groups, first, width, *others, filters)
-    return np.moveaxis(apart, (-1, 1), (1, 3)).reshape(groups * filters, width, *taps.kernel)
+    shape = (groups, first, width * math.prod(others), filters)
+    size, dtype = math.prod(shape), np.result_type(x, dy)
+    most = max(x.size, dy.size) // (2 * size)  # sums, in as much memory as half the larger operand
+    sums: list[Array] = []
+
+    def parts(threads: int) -> Iterator[tuple[Array, list[Block]]]:
+        every = list(blocks(x, grouped, taps, math.prod(taps.out), threads, beside=2 * size * dtype.itemsize))
+        # Each part has its sum: rounding shall not depend on which thread takes it.
+        count = min(len(every), _PARTS * threads, most) if threads > 1 else 1
+        sums.extend(np.zeros(shape, dtype) for _ in range(count))
+        return ((total, every[i::count]) for i, total in enumerate(sums))
+
+    def worker() -> Callable[[tuple[Array, list[Block]]], None]:
+        scratch = Scratch()
+        columns_of = Columns(x, of_taps, scratch).of
+
+        def add(part: tuple[Array, list[Block]]) -> None:
+            for block in part[1]:
+                _add_products(columns_of(block), _outputs(grouped, block, scratch), part[0])
+
+        return add
+
+    for_each(parts, worker, min(most, dy.size * width * math.prod(taps.kernel) // _THREAD))
+    total, *more = sums
+    for other in more:
+        total += other
+    split = total.reshape(groups, first, width, *others, filters)
+    result: Array = np.empty((dy.shape[1], width, *taps.kernel), dtype)
+    result.reshape(groups, filters, width, *taps.kernel)[...] = np.moveaxis(split, (-1, 1), (1, 3))
+    return result
 
 
 def spread(dy: np.ndarray, weight: np.ndarray, taps: Taps) -> Array:
@@ -171,40 +179,36 @@ def _in_a_plane(taps: Taps) -> Taps:
     )
 
 
-def _blocks(x: np.ndarray, y: np.ndarray, taps: Taps, columns: int) -> Iterator[_Block]:
-    """The blocks of a convolution.
+def _multiply(factors: np.ndarray, columns: np.ndarray, products: np.ndarray) -> None:
+    """``products = factors @ columns``: (groups, 1, filters, k), (groups, rows, k, n), (groups, rows, filters, n)."""
+    filters, depth = factors.shape[2:]
+    for span in _spans(columns.shape[3], factors[0].size, _COLUMNS):
+        for some in _spans(filters, depth * (span.stop - span.start), _FILTERS):
+            np.matmul(factors[:, :, some], columns[..., span], out=products[:, :, some, span])
 
-    Several images where a block of them fits a cache, or to have 64 columns in a product, below which products are
-    slow. Outputs that take too much memory are cut along their first axis, which repeats the rows where parts meet.
-    Images are innermost where rows are short. Measured on one core of Zen 4, forward, with rows and with images
-    innermost: rows of 10 (6 channels to 16, 5x5 taps) 0.98 and 0.81 ms, of 14 (16 to 6) 2.4 and 1.7, of 28 (1 to 6)
-    0.63 and 0.80.
 
-    Args:
-        x: (N, in, *size).
-        y: outputs, (N, ..., *taps.out).
-        taps: the geometry.
-        columns: the columns, or terms, of one product for one image.
-    """
-    # Columns that do not overlap have the rows of all taps.
-    lines = (taps.out[0] - 1) * (1 if taps.stride[0] == taps.dilation[0] == 1 else taps.kernel[0]) + taps.kernel[0]
-    repeated = lines * math.prod(taps.kernel[1:]) * math.prod(taps.out[1:])
-    whole = x.shape[1] * (repeated + math.prod(taps.reach)) * x.itemsize + y[:1].nbytes
-    limit = min(max(x.nbytes, y.nbytes, _BYTES[0]), _BYTES[2])
-    count = max(1, min(len(x), max(min(limit, _BYTES[1]) // whole, _COLUMNS // columns)))
-    run = count * (taps.out[-1] if taps.stride[-1] == 1 else 1)
-    images_last = taps.out[-1] <= _SHORT and run >= 2 * _SHORT
-    axis = next((i for i, n in enumerate(taps.out) if n > 1), 0)
-    rows = max(1, min(taps.out[axis], taps.out[axis] * limit // (whole * count)))
-    for start in range(0, taps.out[axis], rows):
-        stop = min(start + rows, taps.out[axis])
-        before, out = list(taps.before), list(taps.out)
-        before[axis] -= start * taps.stride[axis]
-        out[axis] = stop - start
-        piece = taps._replace(before=tuple(before), out=tuple(out))
-        part = tuple(slice(start, stop) if i == axis else slice(None) for i in range(len(out)))
-        for first in range(0, len(x), count):
-            yield _Block(slice(first, first + count), part, piece, images_last)
+def _outputs(dy: Array, block: Block, scratch: Scratch) -> Array:
+    """The outputs of a block in the order of its columns, (groups, 1, filters, rows * N * rest)."""
+    own: Array = dy[block.images, ..., *block.part]
+    if len(own) == 1:
+        return own.reshape(*own.shape[1:2], 1, own.shape[2], -1)
+    rows, *rest = own.shape[3:]
+    outputs = scratch.take("outputs", (*own.shape[1:3], rows, len(own) * math.prod(rest)), dy.dtype)
+    apart(outputs, block)[...] = own
+    return outputs.reshape(own.shape[1], 1, own.shape[2], -1)
+
+
+def _add_products(columns: np.ndarray, outputs: np.ndarray, total: np.ndarray) -> None:
+    """``total += columns @ outputs.T``: (groups, taps, k, n), (groups, 1, filters, n), (groups, taps, k, filters)."""
+    for span in _spans(columns.shape[3], total[0, 0].size, _TERMS):
+        factors = outputs[..., span].swapaxes(2, 3)
+        if total.size < _SUM:
+            total += (columns[..., span] @ factors).reshape(total.shape)
+            continue
+        # One tap at a time: a product of all would take as much memory as the sum.
+        by_tap = columns.reshape(*total.shape[:3], columns.shape[3])
+        for tap in range(total.shape[1]):
+            total[:, tap] += by_tap[:, tap, :, span] @ factors[:, 0]
 
 
 def _spans(length: int, size: int, least: int) -> Iterator[slice]:
@@ -223,107 +227,3 @@ def _spans(length: int, size: int, least: int) -> Iterator[slice]:
 def _is_pointwise(taps: Taps) -> bool:
     """Whether an input is its own columns."""
     return {*taps.kernel, *taps.stride} == {1} and taps.out == taps.size and not any(taps.before)
-
-
-class _Scratch:
-    """Memory that all blocks of a call use: fresh pages take longer than what is written to them.
-
-    The first block is the largest.
-    """
-
-    def __init__(self) -> None:
-        self._memory: dict[str, np.ndarray] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array with anything in it, where the last one of this name was."""
-        size = math.prod(shape)
-        if name not in self._memory:
-            self._memory[name] = np.empty(size, dtype)
-        return self._memory[name][:size].reshape(shape)
-
-
-def _columns_of_rows(x: np.ndarray, block: _Block, scratch: _Scratch) -> np.ndarray:
-    """The columns of each row of outputs, (groups, rows, taps of the first axis * in / groups * others, N * rest)."""
-    taps, room = block.taps, _padded(x, block, scratch)
-    group, channel, (taps_down, rows_down), others, columns = _axes(room, block)
-    kernel, rows, stride = taps.kernel[0], taps.out[0], taps.stride[0]
-    overlapping = taps.dilation[0] == 1 and stride < kernel
-    lines = [((rows - 1) * stride + kernel, taps_down[1])] if overlapping else [rows_down, taps_down]
-    copied = _copied(room, [group, *lines, channel, *others, *columns], scratch)
-    length = math.prod(n for n, _ in columns)
-    line = channel[0] * math.prod(taps.kernel[1:]) * length * copied.itemsize
-    step = (stride if overlapping else kernel) * line
-    shape = (taps.groups, rows, kernel * channel[0] * math.prod(taps.kernel[1:]), length)
-    return as_strided(copied, shape, (copied.strides[0], step, length * copied.itemsize, copied.itemsize))
-
-
-def _columns_of_taps(x: np.ndarray, block: _Block, scratch: _Scratch) -> np.ndarray:
-    """The columns of each tap of the first axis, (groups, taps, in / groups * others, rows * N * rest).
-
-    With a stride along that axis these do not overlap; all taps are then in the third axis of the result.
-    """
-    taps, room = block.taps, _padded(x, block, scratch)
-    group, channel, (taps_down, rows_down), others, columns = _axes(room, block)
-    kernel, rows, dilation = taps.kernel[0], taps.out[0], taps.dilation[0]
-    width, length = channel[0] * math.prod(taps.kernel[1:]), math.prod(n for n, _ in columns)
-    if taps.stride[0] > 1:
-        copied = _copied(room, [group, taps_down, channel, *others, rows_down, *columns], scratch)
-        return copied.reshape(taps.groups, 1, kernel * width, rows * length)
-    lines = rows + (kernel - 1) * dilation
-    copied = _copied(room, [group, channel, *others, (lines, rows_down[1]), *columns], scratch)
-    line = length * copied.itemsize
-    strides = (copied.strides[0], dilation * line, lines * line, copied.itemsize)
-    return as_strided(copied, (taps.groups, kernel, width, rows * length), strides)
-
-
-def _padded(x: np.ndarray, block: _Block, scratch: _Scratch) -> Array:
-    """What the taps reach, (N, in, *reach)."""
-    own, reached, reach = _overlap(block.taps)
-    inside = x[(slice(None), slice(None), *own)]
-    fits = inside.shape[2:] == reach
-    if fits and not block.images_last:
-        return inside
-    if block.images_last:
-        room: Array = scratch.take("room", (x.shape[1], *reach, len(x)), x.dtype)
-        room = room.transpose(-1, *range(room.ndim - 1))
-    else:
-        room = scratch.take("room", (*x.shape[:2], *reach), x.dtype)
-    if not fits:
-        room[...] = 0
-    room[(..., *reached)] = inside
-    return room
-
-
-@functools.lru_cache(maxsize=64)
-def _overlap(taps: Taps) -> tuple[tuple[slice, ...], tuple[slice, ...], tuple[int, ...]]:
-    """`Taps.overlap` and `Taps.reach`, once for all blocks."""
-    return *taps.overlap(), taps.reach
-
-
-def _axes(room: np.ndarray, block: _Block) -> tuple[_Axis, _Axis, tuple[_Axis, _Axis], list[_Axis], list[_Axis]]:
-    """The axes of the columns of `room`: groups, channels, (taps, rows) of the first axis, other taps, and columns."""
-    taps, (image, channel, *steps) = block.taps, room.strides
-    width = room.shape[1] // taps.groups
-    kernel = [(k, d * step) for k, d, step in zip(taps.kernel, taps.dilation, steps, strict=True)]
-    out = [(n, s * step) for n, s, step in zip(taps.out, taps.stride, steps, strict=True)]
-    rest, images = out[1:], [(len(room), image)]
-    columns = rest + images if block.images_last else images + rest
-    return (taps.groups, width * channel), (width, channel), (kernel[0], out[0]), kernel[1:], columns
-
-
-def _copied(room: np.ndarray, axes: list[_Axis], scratch: _Scratch) -> np.ndarray:
-    """The elements of `room` along these axes, one after the other in memory."""
-    shape, strides = zip(*axes, strict=True)
-    copied = scratch.take("columns", shape, room.dtype)
-    copied[...] = as_strided(room, shape, strides)
-    return copied
-
-
-def _apart(array: np.ndarray, block: _Block) -> Array:
-    """A view of (a, b, c, columns) as (N, a, b, c, *rest of the outputs)."""
-    rest = block.taps.out[1:]
-    if block.images_last:
-        apart: Array = array.reshape(*array.shape[:3], *rest, -1)
-        return apart.transpose(-1, *range(apart.ndim - 1))
-    apart = array.reshape(*array.shape[:3], -1, *rest)
-    return apart.transpose(3, 0, 1, 2, *range(4, apart.ndim))
