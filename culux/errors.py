@@ -9,7 +9,6 @@ layer carries the layer's path in the model, all of it in `str(error)`:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -158,6 +157,8 @@ def locate(
 
 def nearest(name: object, candidates: Iterable[str]) -> str:
     """The hint ``" (did you mean 'x'?)"`` for the candidate closest to `name`, or ``""``."""
+    import difflib  # only where something is wrong
+
     close = difflib.get_close_matches(str(name), list(candidates), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -6,14 +6,16 @@ import importlib
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from culux.backends.base import Array, Backend, Place
 from culux.backends.numpy_backend import SCALARS, NumpyBackend
 from culux.errors import DeviceError, DeviceMemoryError, describe
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 __all__ = ["array_namespace", "backend_of", "get_backend", "is_array", "is_float_array", "register_backend"]
 
@@ -76,12 +78,19 @@ def get_backend(name: str) -> Backend:
                 raise DeviceError(f"the backend {name!r} needs its library: {error}") from error
             backend = _backends[name] = module.backend()
         if backend is None:
-            for entry in entry_points(group=ENTRY_POINTS, name=name):
+            for entry in _entry_points().select(name=name):
                 loaded = entry.load()
                 backend = _backends[name] = loaded() if callable(loaded) else loaded
         if backend is None:
             raise DeviceError(f"no backend {name!r} is registered; there are: {', '.join(sorted(_backends))}")
         return backend
+
+
+def _entry_points() -> EntryPoints:
+    """Backends that other packages bring."""
+    from importlib.metadata import entry_points  # 20 ms, which `import culux` need not take
+
+    return entry_points(group=ENTRY_POINTS)
 
 
 def loaded() -> list[Backend]:
@@ -100,7 +109,7 @@ def _find(kind: type) -> Backend | None:
             root = base.__module__.partition(".")[0]
             if root in _backends or root in ("builtins", "culux"):
                 continue
-            if root in _BUILT_IN or entry_points(group=ENTRY_POINTS, name=root):
+            if root in _BUILT_IN or _entry_points().select(name=root):
                 backend = get_backend(root)
                 if issubclass(kind, backend.array_types):
                     return backend
@@ -208,7 +217,7 @@ def array_namespace(*arrays: Array) -> Any:
 
 def installed() -> dict[str, str]:
     """Every backend that is known by name, and why it cannot be used, or ``""``."""
-    names = {*_backends, *_BUILT_IN, *(entry.name for entry in entry_points(group=ENTRY_POINTS))}
+    names = {*_backends, *_BUILT_IN, *(entry.name for entry in _entry_points())}
     found: dict[str, str] = {}
     for name in sorted(names):
         try:

@@ -8,8 +8,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 __all__ = ["for_each"]
 
@@ -64,9 +66,10 @@ def _share(items: deque[T], worker: Callable[[], Callable[[T], None]], count: in
         try:
             run()
         finally:
-            wait(others)
-    for other in others:
-        other.result()
+            failures = [other.exception() for other in others]
+    for failure in failures:
+        if failure is not None:
+            raise failure
 
 
 def _next(items: deque[T]) -> tuple[T] | None:
@@ -81,15 +84,18 @@ def _granted() -> int:
     return max((library.num_threads or 1 for library in _blas().lib_controllers), default=1)
 
 
+# Both modules take milliseconds to import, which most programs need not spend.
 @functools.cache
 def _blas() -> Any:
-    import threadpoolctl  # 5 ms, which not every program needs
+    import threadpoolctl
 
     return threadpoolctl.ThreadpoolController().select(user_api="blas")
 
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
     return ThreadPoolExecutor(1024, "culux")  # at most; it starts one only where none is idle
 
 
