@@ -33,7 +33,7 @@ class Recurrence(WrapperLayer):
         time_axis: 1, or 0 for sequences ``(time, batch, features)``, of x and y.
 
     Inputs:
-        x: ``(batch, time, features)``, one step at least.
+        x: ``(batch, time, features)``, one step at least; or a list or tuple of the steps, ``(batch, features)`` each.
 
     Returns:
         y ``(batch, out_dims)``, or ``(batch, time, out_dims)`` with `return_sequence`, and the states of the cell.
@@ -65,8 +65,7 @@ class Recurrence(WrapperLayer):
 
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """The cell on every step."""
-        check_sequence(shape_of(x), self.time_axis)
-        cell, x = self.cell, batch_first(x, self.time_axis)
+        cell, x = self.cell, _sequence(x, self.time_axis)
         if _is_whole(cell):
             y, carry = cell.sequence(x, ps, st=st)
             return (batch_first(y, self.time_axis) if self.return_sequence else carry[0]), st
@@ -138,7 +137,7 @@ class BidirectionalRNN(ContainerLayer):
         time_axis: 1, or 0 for sequences ``(time, batch, features)``, of x and y.
 
     Inputs:
-        x: ``(batch, time, features)``, one step at least.
+        x: ``(batch, time, features)``, one step at least; or a list or tuple of the steps, ``(batch, features)`` each.
 
     Returns:
         y ``(batch, time, 2 * out_dims)``, or what `merge` makes of it, and the states of both cells.
@@ -189,8 +188,7 @@ class BidirectionalRNN(ContainerLayer):
 
     def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Tree]:
         """Both directions, merged."""
-        check_sequence(shape_of(x), self.time_axis)
-        x = batch_first(x, self.time_axis)
+        x = _sequence(x, self.time_axis)
         outputs, states = [], {}
         for name, cell in self.children().items():
             reverse = name == "backward_rnn"
@@ -211,6 +209,20 @@ def check_sequence(shape: tuple[int, ...], time_axis: int = 1) -> tuple[int, ...
         form = "(batch, time, features)" if time_axis else "(time, batch, features)"
         raise ShapeError(f"expected x of shape {form}, time > 0, got {tuple(shape)}")
     return swapped(shape, time_axis)
+
+
+def _sequence(x: Any, time_axis: int) -> Array:
+    """An input with the batch first; steps of a list or tuple beside each other."""
+    if not isinstance(x, list | tuple):
+        check_sequence(shape_of(x), time_axis)
+        return batch_first(x, time_axis)
+    shapes = [tuple(shape_of(step)) for step in x]
+    if len({*shapes}) != 1 or len(shapes[0]) != 2:
+        raise ShapeError(
+            f"expected the steps of x to be of one shape (batch, features), got {type(x).__name__} of "
+            f"{', '.join(map(str, shapes)) or 'none'}"
+        )
+    return cnp.stack(x, axis=1)
 
 
 def check_time_axis(layer: str, axis: Any) -> None:
