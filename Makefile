@@ -58,7 +58,8 @@ coverage: install-test
 		$(filter-out %_gate.py,$(wildcard tests/test_kernel_*.py)) tests/test_catalogue.py tests/test_cublaslt.py \
 		$(wildcard tests/test_cudnn*.py) tests/test_gemm.py tests/test_backends.py tests/test_cupy_backend.py \
 		$(wildcard tests/test_device*.py tests/test_tuning*.py) \
-		tests/test_precision.py tests/test_random.py tests/test_cost.py tests/test_optim_gpu.py tests/test_main.py
+		tests/test_precision.py tests/test_random.py tests/test_cost.py tests/test_optim_gpu.py tests/test_main.py \
+		tests/test_threads.py
 	$(PY) -m coverage report --show-missing --skip-covered --fail-under=95
 
 # Needs NumPy, CuPy and pytest, and no network: the environment if there is one, else the Python on the PATH.

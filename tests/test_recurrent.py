@@ -183,29 +183,6 @@ def test_states_of_a_cell_move_on_over_the_steps():
     assert new.forward_rnn.steps == 6
 
 
-@pytest.mark.parametrize("form", [list, tuple])
-@pytest.mark.parametrize("time_axis", [0, 1])
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda axis: Recurrence(GRUCell(2, 3), time_axis=axis),
-        lambda axis: Recurrence(GRUCell(2, 3), return_sequence=True, time_axis=axis),
-        lambda axis: Recurrence(Leaky(), return_sequence=True, time_axis=axis),
-        lambda axis: BidirectionalRNN(GRUCell(2, 3), time_axis=axis),
-    ],
-)
-def test_steps_one_by_one_are_a_sequence(form, time_axis, make):
-    layer = make(time_axis)
-    ps, st = wide(layer)
-    steps = form(X[:, t] for t in range(6))
-    y, pullback = culux.vjp(lambda steps: layer(steps, ps, st)[0], steps)
-    whole, of_whole = culux.vjp(lambda x: layer(x, ps, st)[0], np.stack(steps, time_axis))
-    np.testing.assert_array_equal(y, whole)
-    (grads,), (expected,) = pullback(np.ones_like(y)), of_whole(np.ones_like(y))
-    assert type(grads) is form
-    np.testing.assert_allclose(np.stack(grads, time_axis), expected, rtol=1e-12)
-
-
 # Initial values
 
 
@@ -319,13 +296,6 @@ def test_wrong_shapes_are_told_alike_by_the_call_and_by_output_shape(layer, shap
         ),
         (GRUCell(2, 3), (X[:, 0], (H, C)), "expected the carry (h,), a tuple of arrays of shape (4, 3), got (float64"),
         (GRU(2, 3), (X, None, (H,)), "expected the carry (h,), a tuple of arrays of shape (1, 4, 3), got (float64"),
-        (
-            Recurrence(GRUCell(2, 3)),
-            [X[:, 0], X[:2, 1]],
-            "expected the steps of x to be of one shape (batch, features), got list of (4, 2), (2, 2)",
-        ),
-        (Recurrence(GRUCell(2, 3)), [X], "of one shape (batch, features), got list of (4, 6, 2)"),
-        (BidirectionalRNN(GRUCell(2, 3)), (), "of one shape (batch, features), got tuple of none"),
         (LSTM(2, 3), (X,), "expected x, the tuple (x, lengths) or (x, lengths, carry), got a tuple of 1"),
         (LSTM(2, 3), (X, (H, C)), "expected lengths, ints or None, as the second of the inputs, got a tuple of arrays"),
         (
