@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -23,6 +25,24 @@ def granted(request):
 
 def blas_threads():
     return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
+
+
+class FakeBlas:
+    """A BLAS whose limit is every thread's own, as on OpenMP, or the process's."""
+
+    def __init__(self, count, per_thread):
+        self.count, self.lib_controllers = count, [self]
+        self.limited = threading.local() if per_thread else types.SimpleNamespace()
+
+    @property
+    def num_threads(self):
+        return getattr(self.limited, "count", self.count)
+
+    @contextlib.contextmanager
+    def limit(self, limits):
+        before, self.limited.count = self.num_threads, limits
+        yield
+        self.limited.count = before
 
 
 def test_every_item_once(granted):
@@ -100,7 +120,7 @@ def test_threads_have_the_callers_error_state():
     assert list(seen.values()) == ["raise"] * 3
 
 
-def test_calls_wait_for_each_other():
+def test_calls_wait_for_each_other(monkeypatch):
     """The second has as many threads as the first: not the one that the first leaves to BLAS."""
     running, most_running, counts = [], [], []
 
@@ -113,20 +133,21 @@ def test_calls_wait_for_each_other():
     def call():
         for_each(lambda count: counts.append(count) or range(4), lambda: work, 2)
 
-    with threadpoolctl.threadpool_limits(2, "blas"):
-        callers = [threading.Thread(target=call) for _ in range(4)]
-        for caller in callers:
-            caller.start()
-        for caller in callers:
-            caller.join()
-        assert blas_threads() == {2}
+    blas = FakeBlas(2, per_thread=False)
+    monkeypatch.setattr(threads, "_blas", lambda: blas)
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert blas.num_threads == 2
     assert counts == [2] * 4
     assert max(most_running) <= 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_process_has_threads_of_its_own():
+def test_a_forked_process_has_threads_of_its_own(monkeypatch):
     """Also one that is forked while another thread works."""
     held, free = threading.Event(), threading.Event()
 
@@ -134,20 +155,47 @@ def test_a_forked_process_has_threads_of_its_own():
         held.set()
         assert free.wait(60)
 
-    with threadpoolctl.threadpool_limits(2, "blas"):
-        holder = threading.Thread(target=for_each, args=(lambda _: [0], lambda: hold, 2))
-        holder.start()
-        assert held.wait(60)
-        child = os.fork()
-        if not child:
-            signal.alarm(60)
-            done = []
-            with threadpoolctl.threadpool_limits(2, "blas"):
-                for_each(lambda _: range(20), lambda: done.append, 2)
-            os._exit(0 if sorted(done) == list(range(20)) else 1)
-        free.set()
-        holder.join()
-        assert os.waitpid(child, 0)[1] == 0
+    blas = FakeBlas(2, per_thread=True)
+    monkeypatch.setattr(threads, "_blas", lambda: blas)
+    holder = threading.Thread(target=for_each, args=(lambda _: [0], lambda: hold, 2))
+    holder.start()
+    assert held.wait(60)
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        done = []
+        for_each(lambda _: range(20), lambda: done.append, 2)
+        os._exit(0 if sorted(done) == list(range(20)) else 1)
+    free.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("per_thread", [False, True])
+def test_blas_has_one_thread_in_every_thread(monkeypatch, per_thread):
+    blas, seen, together = FakeBlas(3, per_thread), [], threading.Barrier(3, timeout=60)
+    monkeypatch.setattr(threads, "_blas", lambda: blas)
+
+    def work(_):
+        together.wait()
+        seen.append(blas.num_threads)
+        together.wait()
+
+    for_each(range, lambda: work, 3)
+    assert seen == [1, 1, 1]
+    assert blas.num_threads == 3
+
+
+def test_one_thread_where_the_program_limits_blas_in_another():
+    """threadpoolctl lets one thread at a time do so."""
+    seen = []
+    with threadpoolctl.threadpool_limits(3, "blas"):
+        if not hasattr(threadpoolctl.OpenBLASController, "clear_controlling_thread"):
+            pytest.skip("this threadpoolctl lets any")
+        other = threading.Thread(target=for_each, args=(range, lambda: seen.append, 3))
+        other.start()
+        other.join()
+    assert seen == [0]
 
 
 def test_where_blas_cannot_be_told_the_caller_does_it_all(monkeypatch):

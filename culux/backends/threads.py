@@ -43,8 +43,10 @@ def for_each(items: Callable[[int], Iterable[T]], worker: Callable[[], Callable[
         with _lock:
             count = min(_granted(), most)
             if count > 1:
-                _share(deque(items(count)), worker, count)
-                return
+                with _blas().limit(limits=1):
+                    if _granted() == 1:  # it is not where the program limits BLAS in another thread
+                        _share(deque(items(count)), worker, count)
+                        return
     do = worker()
     for item in items(1):
         do(item)
@@ -53,20 +55,20 @@ def for_each(items: Callable[[int], Iterable[T]], worker: Callable[[], Callable[
 def _share(items: deque[T], worker: Callable[[], Callable[[T], None]], count: int) -> None:
     def run() -> None:
         try:
-            do = worker()
-            while (item := _next(items)) is not None:
-                do(*item)
+            with _blas().limit(limits=1):  # a BLAS on OpenMP has a limit in each thread
+                do = worker()
+                while (item := _next(items)) is not None:
+                    do(*item)
         except BaseException:
             items.clear()
             raise
 
-    with _blas().limit(limits=1):
-        # A context each, for numpy.errstate is a part of it.
-        others = [_pool().submit(contextvars.copy_context().run, run) for _ in range(count - 1)]
-        try:
-            run()
-        finally:
-            failures = [other.exception() for other in others]
+    # A context each, for numpy.errstate is a part of it.
+    others = [_pool().submit(contextvars.copy_context().run, run) for _ in range(count - 1)]
+    try:
+        run()
+    finally:
+        failures = [other.exception() for other in others]
     for failure in failures:
         if failure is not None:
             raise failure
