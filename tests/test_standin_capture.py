@@ -247,3 +247,30 @@ def test_a_pool_of_its_own_keeps_the_memory_of_a_graph(stream, x):
     with pytest.raises(standin.StandinError, match="its pool has given back"):
         graph.launch()
     assert len(others) == 4
+
+
+@pytest.mark.parametrize("too_far", [0, 1])
+def test_a_replay_comes_back_to_blocks_in_which_longer_arrays_were(stream, x, too_far):
+    requires("compiler")
+    kernel, by = standin.RawKernel(SCALE, "scale"), np.array([(1.0, 3)], FACTOR)
+    pool = standin.cuda.MemoryPool()
+
+    def f():
+        short = standin.empty(2, np.float32)
+        kernel((1,), (4,), (x, short, by, np.int32(2 + too_far)))
+        first = short.data.ptr
+        del short
+        long = standin.empty(4, np.float32)
+        assert long.data.ptr == first
+        kernel((1,), (4,), (x, long, by, np.int32(4)))
+        return long
+
+    with standin.cuda.using_allocator(pool.malloc):
+        long, graph = captured(stream, f)
+    if too_far:
+        with pytest.raises(standin.StandinError, match="kernel scale wrote past the end of an array"):
+            graph.launch()
+        return
+    for _ in range(3):
+        graph.launch()
+        np.testing.assert_array_equal(long.get(), 3 * x.get())
