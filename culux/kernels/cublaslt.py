@@ -22,6 +22,7 @@ import numpy as np
 from culux.backends import Array, Backend
 from culux.errors import KernelError
 from culux.kernels.cublaslt_library import INVALID_VALUE, NOT_SUPPORTED, HeuristicResult, Library, load
+from culux.kernels.plans import recall
 
 __all__ = ["Candidate", "CuBLASLt", "Plan", "Problem", "cublaslt_for"]
 
@@ -41,7 +42,6 @@ _TRANSPOSE_A, _TRANSPOSE_B, _EPILOGUE, _BIAS_POINTER = 3, 4, 7, 8
 _MOST_WORKSPACE, _REDUCTIONS, _ALIGNMENTS = 1, 3, (5, 6, 7, 8)
 _REDUCE_IN_COMPUTE_TYPE = 2
 
-_UNKNOWN: Any = object()
 _SCALARS = {0: (c_float(1), c_float(0)), 1: (c_double(1), c_double(0))}  # alpha and beta
 
 
@@ -208,15 +208,7 @@ class CuBLASLt:
             KernelError: where it would have to be made while the current stream is captured.
         """
         with self._lock:
-            plan: Plan | None = self._plans.get(problem, _UNKNOWN)
-            if plan is not _UNKNOWN:
-                self._plans.move_to_end(problem)
-                return plan
-            self._refuse_capture(problem.device, problem)
-            plan = self._plans[problem] = self._make(problem)
-            if len(self._plans) > PLANS:
-                self._plans.popitem(last=False)
-            return plan
+            return recall(self._plans, problem, self._make, PLANS)
 
     def run(
         self, plan: Plan, a: Array, b: Array, out: Array, vector: Array | None = None, candidate: int | None = None
@@ -248,6 +240,7 @@ class CuBLASLt:
             plan.enqueue(a.data.ptr, b.data.ptr, out.data.ptr, address, algorithm, workspace, stream.ptr)
 
     def _make(self, problem: Problem) -> Plan | None:
+        self._refuse_capture(problem.device, problem)
         with self._cuda.Device(problem.device):
             plan = Plan(self.library, self._handle(problem), problem, self._workspace_bytes(problem.device))
         return plan if plan.candidates else None

@@ -30,13 +30,13 @@ from culux.kernels.cudnn_library import (
     is_wanted,
 )
 from culux.kernels.launcher import contiguous, empty
+from culux.kernels.plans import recall
 
 __all__ = ["CuDNN", "Geometry", "Plan", "Usable", "cudnn_for", "find"]
 
 PLANS = 1024  # problems that are kept
 INSTALL = 'pip install "culux[cudnn12]" or "culux[cudnn13]", as the CUDA version of CuPy is'
 
-_UNKNOWN: Any = object()
 _FLOAT32 = np.dtype(np.float32)
 _BYTES = np.dtype(np.uint8)
 # Of an operation: the arrays that it reads, and the one that it writes.
@@ -179,15 +179,7 @@ class CuDNN:
             KernelError: where it would have to be made while the current stream is captured.
         """
         with self._lock:
-            plan: Plan | None = self._plans.get(problem, _UNKNOWN)
-            if plan is not _UNKNOWN:
-                self._plans.move_to_end(problem)
-                return plan
-            _refuse_capture(self._cuda, problem.device, problem)
-            plan = self._plans[problem] = self._make(problem)
-            if len(self._plans) > PLANS:
-                self._plans.popitem(last=False)
-            return plan
+            return recall(self._plans, problem, self._make, PLANS)
 
     def run(self, plan: Plan, one: Array, other: Array) -> Array:
         """Enqueue an operation on the current stream of the arrays' device.
@@ -224,6 +216,7 @@ class CuDNN:
         return out
 
     def _make(self, problem: Problem) -> Plan | None:
+        _refuse_capture(self._cuda, problem.device, problem)
         with self._cuda.Device(problem.device):
             try:
                 graph = build_graph(self._frontend, self._handle(problem.device), problem)
