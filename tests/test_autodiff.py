@@ -109,7 +109,9 @@ def test_aux_is_plain_at_every_level():
 
 
 def test_jaxs_forms():
-    f = lambda x, y, *, scale: (x * y * y).sum() * scale  # noqa: E731
+    def f(x, y, *, scale):
+        return (x * y * y).sum() * scale
+
     np.testing.assert_allclose(culux.grad(f)(X, X, scale=2.0), 2 * X * X)
     np.testing.assert_allclose(culux.grad(f, argnums=1)(X, X, scale=1.0), 2 * X * X)
     np.testing.assert_allclose(culux.grad(f, argnums=-1)(X, X, scale=1.0), 2 * X * X)
@@ -172,8 +174,12 @@ def test_perturbations_are_not_confused():
 
 
 def test_three_levels():
-    f = lambda x: x**4  # noqa: E731
-    third = lambda a: culux.gradient(lambda b: culux.gradient(lambda c: culux.gradient(f, c), b), a)  # noqa: E731
+    def f(x):
+        return x**4
+
+    def third(a):
+        return culux.gradient(lambda b: culux.gradient(lambda c: culux.gradient(f, c), b), a)
+
     assert third(2.0) == 48.0
     cubes = culux.gradient(lambda b: culux.gradient(lambda c: cnp.sin(c).sum(), b).sum(), X)
     np.testing.assert_allclose(cubes, -np.sin(X))
@@ -204,7 +210,10 @@ def test_inner_functions_close_over_outer_tracers():
 def test_hessian_vector_products():
     v = np.random.default_rng(1).standard_normal(4)
     a = np.random.default_rng(2).standard_normal((4, 4))
-    f = lambda x: (cnp.tanh(a @ x) ** 2).sum()  # noqa: E731
+
+    def f(x):
+        return (cnp.tanh(a @ x) ** 2).sum()
+
     found = culux.gradient(lambda x: (culux.gradient(f, x) * v).sum(), X[0])
     step = 1e-5
     expected = (culux.gradient(f, X[0] + step * v) - culux.gradient(f, X[0] - step * v)) / (2 * step)

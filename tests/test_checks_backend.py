@@ -334,7 +334,10 @@ def test_moves_between_devices_are_compared(standin_cupy):
     stays = type("Faulty", (kind,), {"move": lambda self, x, index: x})
     found = failures(check_backend, stays())["places"]
     assert found[0] == "expected move to device 1, got cuda:0"
-    moves = lambda self, x, i: x if self.place_of(x).index == i else kind.move(self, x * 0, i)  # noqa: E731
+
+    def moves(self, x, i):
+        return x if self.place_of(x).index == i else kind.move(self, x * 0, i)
+
     loses = type("Faulty", (kind,), {"move": moves})
     assert failures(check_backend, loses())["places"][0].startswith("moved from device 0: [2]: expected 3, got 0")
 

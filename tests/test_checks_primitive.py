@@ -168,7 +168,9 @@ def test_a_write_to_an_argument_is_named():
 
 
 def test_a_cotangent_of_another_shape():
-    summed = lambda c: None if c is None else cnp.sum(c, axis=0)  # noqa: E731
+    def summed(c):
+        return None if c is None else cnp.sum(c, axis=0)
+
     rule = rule_with(lambda dz, needs, x, y: tuple(map(summed, product(needs, x, y)[1](dz))))
     found = failures(check_primitive, primitive_with(rule), X, Y)
     assert any(
@@ -274,7 +276,10 @@ def test_a_fault_of_an_implementation_is_named(standin_cupy, function, message):
 
 def test_a_rule_that_is_wrong_elsewhere_is_named(standin_cupy):
     times = with_implementation(lambda x, y: y * x)
-    factor = lambda dz: 2 if type(dz) is standin_cupy.ndarray else 1  # noqa: E731
+
+    def factor(dz):
+        return 2 if type(dz) is standin_cupy.ndarray else 1
+
     times.rule(rule_with(lambda dz, needs, x, y: product(needs, x, y)[1](factor(dz) * dz)))
     found = failures(check_primitive, times, X, Y, second_order=False)
     assert_named(found, "implementation for cupy", r"gradient: x\[\d, \d\]: expected .* \(in float16\)")

@@ -97,7 +97,9 @@ def test_a_missing_rule_is_seen(monkeypatch):
 
 
 def test_a_wrong_rule_is_seen(monkeypatch):
-    wrong = lambda needs, x: (np.sin(x), lambda dy: (dy * np.cos(x) * 1.0001,))  # noqa: E731
+    def wrong(needs, x):
+        return (np.sin(x), lambda dy: (dy * np.cos(x) * 1.0001,))
+
     monkeypatch.setattr(culux.numpy.sin.operation, "vjp_rule", wrong)
     case = next(case for case in suites.SMOOTH if case.name == "culux.numpy.sin")
     with pytest.raises(AssertionError, match=r"argument 1\[\d, \d\]: expected .* by central differences, got"):

@@ -335,7 +335,7 @@ class TestCupy:
     """The same through CuPy's hook, on the stand-in."""
 
     @pytest.mark.parametrize("spelling", CUPY_SPELLINGS)
-    def test_equals_the_culux_form(self, spelling, standin_cupy):  # noqa: F811
+    def test_equals_the_culux_form(self, spelling, standin_cupy):  # noqa: F811 (the fixture)
         form, same = CUPY_SPELLINGS[spelling]
         x = standin_cupy.asarray(X)
         value, slope = culux.value_and_gradient(lambda t: form(standin_cupy, x, t).sum(), x)
@@ -344,7 +344,7 @@ class TestCupy:
         np.testing.assert_allclose(value.get(), expected)
         np.testing.assert_allclose(slope.get(), expected_slope)
 
-    def test_out_and_unknown_kernels_are_refused(self, standin_cupy):  # noqa: F811
+    def test_out_and_unknown_kernels_are_refused(self, standin_cupy):  # noqa: F811 (the fixture)
         x = standin_cupy.asarray(X)
         with pytest.raises(DifferentiationError, match=r"cupy.sin: out= would overwrite"):
             culux.gradient(lambda t: standin_cupy.sin(t, out=x).sum(), x)

@@ -105,7 +105,10 @@ def test_an_integer_or_boolean_target_keeps_the_dtype():
 def test_ignored_labels_may_be_out_of_range_and_have_no_gradient():
     y = np.array([0, -100, 1])
     for options in ({}, {"weight": [1.0, 2.0, 3.0, 4.0]}):
-        f = lambda x, options=options: losses.cross_entropy(x, y, ignore_index=-100, **options)  # noqa: E731
+
+        def f(x, options=options):
+            return losses.cross_entropy(x, y, ignore_index=-100, **options)
+
         grad = culux.gradient(f, logits())
         assert grad[1].tolist() == [0] * 4
         assert f(logits()) == losses.cross_entropy(logits()[[0, 2]], y[[0, 2]], **options)

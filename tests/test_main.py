@@ -81,7 +81,7 @@ dense      64 512 float32   Test GPU (80 GB)  plain   100.2   plain    100.2   0
 dense      128 512 float32  Test GPU (80 GB)  fused   15.0    plain    20.0    25 %  6 %        2026-01-02T03:04:05Z  V
 batchnorm (8): fused could not be run: KernelError: does not compile
 conv (): plain could not be run: MemoryError: full
-"""  # noqa: E501
+"""  # noqa: E501 (a table as it is printed)
     assert capsys.readouterr().out == table.replace("V\n", f"{versions}\n")
 
 

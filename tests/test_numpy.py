@@ -304,7 +304,7 @@ def test_shapes_of_lists_and_numbers():
     assert cnp.size(X, axis=1) == 4
 
 
-def test_asarray_leaves_arrays_where_they_are(standin_cupy):  # noqa: F811
+def test_asarray_leaves_arrays_where_they_are(standin_cupy):  # noqa: F811 (the fixture)
     on_device = standin_cupy.asarray(X)
     assert cnp.asarray(on_device) is on_device
     assert cnp.asarray(X) is X
@@ -349,7 +349,7 @@ def test_out_is_refused():
             f(X, out=np.empty(()))
 
 
-def test_arrays_of_two_backends(standin_cupy):  # noqa: F811
+def test_arrays_of_two_backends(standin_cupy):  # noqa: F811 (the fixture)
     device = standin_cupy.asarray(X)
     for f in (
         cnp.add,

@@ -63,7 +63,7 @@ ptxas info    : Function properties for _Z4halfPf
 ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 8 registers, used 0 barriers
 ptxas info    : Compile time = 0.780 ms
-"""  # noqa: E501
+"""  # noqa: E501 (lines as ptxas prints them)
 CUBIN = b"\x7fELF\0.nv.constant0.sum\0.nv.constant0._Z4halfPf\0.text.sum\0"
 
 

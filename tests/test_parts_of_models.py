@@ -251,7 +251,10 @@ def test_layer_map_replaces_layers_at_any_depth():
 def test_layer_map_freezes_a_layer_inside():
     whole = Chain(Dense(3, 4), Dense(4, 2))
     ps, st = culux.setup(0, whole)
-    freeze = lambda path, *bound: culux.freeze(*bound) if path == "layer_1" else bound  # noqa: E731
+
+    def freeze(path, *bound):
+        return culux.freeze(*bound) if path == "layer_1" else bound
+
     new, new_ps, new_st = culux.layer_map(freeze, whole, ps, st)
     assert new == Chain(Frozen(Dense(3, 4)), Dense(4, 2))
     same(new(X, new_ps, new_st)[0], whole(X, ps, st)[0])
@@ -259,7 +262,10 @@ def test_layer_map_freezes_a_layer_inside():
 
 def test_layer_map_on_one_layer_and_on_a_wrapper():
     ps, st = culux.setup(0, Dense(3, 2))
-    double = lambda path, layer, ps, st: (layer, culux.tree.map(lambda a: 2 * a, ps), st)  # noqa: E731
+
+    def double(path, layer, ps, st):
+        return (layer, culux.tree.map(lambda a: 2 * a, ps), st)
+
     _, new, _ = culux.layer_map(double, culux.RepeatedLayer(Dense(3, 2)), ps, st)
     np.testing.assert_array_equal(new.weight, 2 * ps.weight)
 

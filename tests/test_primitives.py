@@ -105,7 +105,7 @@ def test_a_composite_primitive_sees_plain_arrays_only():
     assert set(kinds) == {(np.ndarray, np.ndarray)}
 
 
-def test_an_implementation_for_cupy(standin_cupy):  # noqa: F811
+def test_an_implementation_for_cupy(standin_cupy):  # noqa: F811 (the fixture)
     calls = []
 
     @culux.primitive
@@ -136,7 +136,7 @@ def test_primitives_keep_the_name_and_the_docstring():
     assert "x + y" in cnp.add.__doc__
 
 
-def test_arrays_of_two_backends_name_the_arguments(standin_cupy):  # noqa: F811
+def test_arrays_of_two_backends_name_the_arguments(standin_cupy):  # noqa: F811 (the fixture)
     @culux.primitive
     def product(left, right):
         return left * right

@@ -40,7 +40,10 @@ def test_a_tie_of_others_goes_to_the_faster_one():
 
 def test_outliers_do_not_count():
     calls = iter(range(10_000))
-    noisy = lambda: 50_000.0 if next(calls) % 4 == 3 else 600.0  # noqa: E731
+
+    def noisy():
+        return 50_000.0 if next(calls) % 4 == 3 else 600.0
+
     assert choose({"plain": lambda: 1000.0, "noisy": noisy}) == "noisy"
     assert records.load_all()[0].times["noisy"] == 600.0
 
@@ -91,7 +94,10 @@ def test_a_candidate_that_fails_is_left_out(error, bad):
 
 def test_a_candidate_that_fails_later_is_left_out():
     calls = iter([1.0] * 5)
-    late = lambda: next(calls, None) or failing(MemoryError("full"))()  # noqa: E731
+
+    def late():
+        return next(calls, None) or failing(MemoryError("full"))()
+
     assert choose({"plain": lambda: 20.0, "late": late}) == "plain"
     assert records.load_all()[0].failed == {"late": "MemoryError: full"}
 
@@ -188,7 +194,9 @@ def test_threads_time_one_after_the_other():
 
 
 def test_a_candidate_may_choose_itself():
-    nested = lambda: 10.0 if choose(fixed(plain=2.0, b=1.0), key=(9,)) == "b" else 30.0  # noqa: E731
+    def nested():
+        return 10.0 if choose(fixed(plain=2.0, b=1.0), key=(9,)) == "b" else 30.0
+
     assert choose({"plain": lambda: 20.0, "nested": nested}) == "nested"
 
 

@@ -21,7 +21,10 @@ def over_all(x, scale, bias):
 def step(ps, x, h):
     """A step of an LSTM without biases from ``(h, c)``."""
     i, f, g, o = np.split(x @ ps.weight_ih.T + h[0] @ ps.weight_hh.T, 4, axis=1)
-    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
     c = sigmoid(f) * h[1] + sigmoid(i) * np.tanh(g)
     return sigmoid(o) * np.tanh(c), c
 
