@@ -45,6 +45,7 @@ block: culux.Layer = Block(Mine(3), tail=(Mine(4),))
 by_hand: int = ByHand(3).width
 width: int = mine.width
 
+# Each is an error: strict mypy complains of an ignore that nothing needs.
 Mine("three")  # type: ignore[arg-type]
 Mine()  # type: ignore[call-arg]
 Named(3, abs)  # type: ignore[call-arg]
